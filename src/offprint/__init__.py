@@ -1,0 +1,56 @@
+"""Offprint: sixty papers, each one a working part.
+
+>>> import offprint
+>>> model = offprint.create_model("convnext_tiny", num_classes=10)
+>>> offprint.paper("dagnn").claims[0].value
+84.4
+
+Everything below is imported when first used, so that ``import offprint`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "offprint.api",
+    "list_models": "offprint.api",
+    "model_info": "offprint.models.info",
+    "load_weights": "offprint.models.checkpoint",
+    "save_weights": "offprint.models.checkpoint",
+    "deploy": "offprint.models.deploy",
+    "from_pretrained": "offprint.models.hub",
+    "push_to_hub": "offprint.models.hub",
+    "paper": "offprint.catalog",
+    "papers": "offprint.catalog",
+    "prove": "offprint.proofs",
+    "OffprintError": "offprint.errors",
+    "CheckpointError": "offprint.errors",
+    "DataError": "offprint.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from offprint.api import create_model, list_models
+    from offprint.catalog import paper, papers
+    from offprint.errors import CheckpointError, DataError, OffprintError
+    from offprint.models.checkpoint import load_weights, save_weights
+    from offprint.models.deploy import deploy
+    from offprint.models.hub import from_pretrained, push_to_hub
+    from offprint.models.info import model_info
+    from offprint.proofs import prove
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in {"catalog", "nn", "models", "methods", "data", "tasks", "proofs", "ledger", "web", "cli"}:
+        return importlib.import_module(f"offprint.{name}")
+    raise AttributeError(f"module 'offprint' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -1,0 +1,344 @@
+r"""A ConvNet for the 2020s (Liu, Mao, Wu, Feichtenhofer, Darrell, Xie; CVPR 2022; arXiv 2201.03545).
+
+A ResNet-50 is changed one decision at a time towards the design of a Swin transformer, without attention: stage ratio
+3:3:9:3, a 4x4 "patchify" stem, depth-wise 7x7 convolutions moved to the top of an inverted bottleneck, GELU once and
+LayerNorm once per block, separate downsampling layers. For a map :math:`x` of width :math:`C` a block is
+
+.. math:: x \leftarrow x + \gamma \odot W_2\, \mathrm{GELU}\big(W_1\, \mathrm{LN}(\mathrm{DW}_{7\times7}(x))\big),
+          \qquad W_1 \in \mathbb{R}^{4C \times C},\ W_2 \in \mathbb{R}^{C \times 4C},
+
+with a learnt per-channel scale :math:`\gamma` (initially :math:`10^{-6}`) and stochastic depth on the branch (Fig. 4).
+The isotropic form (Sec. 3.3 "isotropic", Table 2) keeps one width and one resolution, like a ViT.
+
+Every LayerNorm has eps 1e-6. The classifier normalises after pooling. Parameter names are those of the authors' code.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from offprint.errors import OffprintError
+from offprint.models.backbone import Backbone
+from offprint.models.checkpoint import Dialect
+from offprint.models.registry import Weights, register
+from offprint.nn import DropPath, LayerNorm2d, drop_path_rates
+
+
+class Block(nn.Module):
+    """Depth-wise 7x7 convolution, LayerNorm, inverted bottleneck, layer scale, residual (Fig. 4 right).
+
+    Args:
+        dim: channels C.
+        drop_path: probability of dropping the branch.
+        layer_scale_init_value: initial gamma; 0 or less leaves gamma out.
+    """
+
+    def __init__(self, dim: int, drop_path: float = 0.0, layer_scale_init_value: float = 1e-6):
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale_init_value)) if layer_scale_init_value > 0 else None
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to a map of the same shape."""
+        y = self.dwconv(x).permute(0, 2, 3, 1)
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        if self.gamma is not None:
+            y = y * self.gamma
+        return x + self.drop_path(y.permute(0, 3, 1, 2))
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+class ConvNeXt(Backbone):
+    """The hierarchical network of Table 9: four stages at strides 4, 8, 16 and 32.
+
+    Args:
+        in_chans: image channels.
+        num_classes: outputs of the classifier; 0 returns the pooled, normalised features.
+        depths: blocks per stage.
+        dims: channels per stage.
+        drop_path_rate: stochastic depth of the last block; earlier blocks rise linearly to it from 0.
+        layer_scale_init_value: initial gamma of every block; 0 for none.
+        head_init_scale: factor on the classifier's initial weights (0.001 when fine-tuning).
+
+    Any image of 32 pixels and more works; rows and columns that do not fill a patch are dropped.
+    """
+
+    input_layers = ("downsample_layers.0.0",)
+    dialects = (
+        Dialect(
+            "timm",
+            (
+                (r"^stem\.", "downsample_layers.0."),
+                (r"^stages\.(\d)\.downsample\.", r"downsample_layers.\1."),
+                (r"\.blocks\.(\d+)\.conv_dw\.", r".\1.dwconv."),
+                (r"^stages\.(\d)\.blocks\.", r"stages.\1."),
+                (r"\.mlp\.fc([12])\.", r".pwconv\1."),
+                (r"^head\.norm\.", "norm."),
+                (r"^head\.fc\.", "head."),
+            ),
+            reshape=lambda state, model: {k: _flat(k, v) for k, v in state.items()},
+        ),
+        Dialect(
+            "torchvision",
+            (
+                (r"^features\.0\.", "downsample_layers.0."),
+                (r"^features\.([246])\.(\d)\.(?=weight|bias)", lambda m: f"downsample_layers.{int(m[1]) // 2}.{m[2]}."),
+                (r"^features\.([1357])\.(\d+)\.", lambda m: f"stages.{int(m[1]) // 2}.{m[2]}."),
+                (r"\.block\.0\.", ".dwconv."),
+                (r"\.block\.2\.", ".norm."),
+                (r"\.block\.3\.", ".pwconv1."),
+                (r"\.block\.5\.", ".pwconv2."),
+                (r"\.layer_scale$", ".gamma"),
+                (r"^classifier\.0\.", "norm."),
+                (r"^classifier\.2\.", "head."),
+            ),
+            reshape=lambda state, model: {k: _flat(k, v) for k, v in state.items()},
+        ),
+    )
+    optional_state = r"^norm\d\."  # the pyramid's own norms: no classification checkpoint holds them
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        depths: tuple[int, ...] = (3, 3, 9, 3),
+        dims: tuple[int, ...] = (96, 192, 384, 768),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        head_init_scale: float = 1.0,
+    ):
+        super().__init__()
+        if len(depths) != len(dims):
+            raise OffprintError(f"depths {tuple(depths)} and dims {tuple(dims)} must name the same number of stages")
+        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
+        self.pyramid_channels = list(dims)
+        self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
+        self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))])
+        for a, b in zip(dims[:-1], dims[1:], strict=True):
+            self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)))
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*(Block(dim, next(rates), layer_scale_init_value) for _ in range(depth)))
+            for depth, dim in zip(depths, dims, strict=True)
+        )
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(_init)
+        if num_classes:
+            self.head.weight.data.mul_(head_init_scale)
+            self.head.bias.data.mul_(head_init_scale)
+
+    def as_features(self, out_indices=None) -> ConvNeXt:
+        """The dense form of the downstream experiments (Sec. 3.4): each returned map has a LayerNorm of its own."""
+        super().as_features(out_indices)
+        for i in self.out_indices:
+            setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
+        return self
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map (B, C, H/32, W/32), before pooling and the final norm."""
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = self.run(stage, downsample(x))
+        return x
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The map of every stage, through its own norm where the model is a feature extractor."""
+        maps = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = self.run(stage, downsample(x))
+            maps.append(getattr(self, f"norm{i}")(x) if hasattr(self, f"norm{i}") else x)
+        return maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Mean over the map, then norm, then the classifier."""
+        x = self.norm(x.mean((-2, -1)))
+        return x if pre_logits else self.head(x)
+
+
+class ConvNeXtIsotropic(Backbone):
+    """One width and one resolution throughout, stride 16 (Table 2).
+
+    Args:
+        in_chans, num_classes, drop_path_rate, head_init_scale: as in :class:`ConvNeXt`.
+        depth: blocks.
+        dim: channels.
+        layer_scale_init_value: 0 (no gamma) by default; the released large model has gamma, and its file is recognised.
+    """
+
+    input_layers = ("stem",)
+    minimum = 16
+
+    def __init__(
+        self,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        depth: int = 18,
+        dim: int = 384,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 0.0,
+        head_init_scale: float = 1.0,
+    ):
+        super().__init__()
+        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dim
+        self.pyramid_channels, self.pyramid_reductions = [dim], [16]
+        self.stem = nn.Conv2d(in_chans, dim, 16, 16)
+        self.blocks = nn.ModuleList(Block(dim, p, layer_scale_init_value) for p in drop_path_rates(drop_path_rate, depth))
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.apply(_init)
+        if num_classes:
+            self.head.weight.data.mul_(head_init_scale)
+            self.head.bias.data.mul_(head_init_scale)
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Grow a layer scale when the file has one and the model was built without (the released large model)."""
+        if "blocks.0.gamma" in state and self.blocks[0].gamma is None:
+            for block in self.blocks:
+                block.gamma = nn.Parameter(torch.ones_like(block.norm.weight))
+        return state
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The map (B, C, H/16, W/16)."""
+        return self.run(self.blocks, self.stem(x))
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The one map, in a list."""
+        return [self.forward_features(x)]
+
+    forward_head = ConvNeXt.forward_head
+
+
+def _flat(name: str, value: Tensor) -> Tensor:
+    """(C, 1, 1) layer scales and 1x1-convolution weights as the vectors and matrices they are."""
+    if name.endswith("gamma"):
+        return value.flatten()
+    return value.flatten(1) if ".pwconv" in name and value.ndim == 4 else value
+
+
+def layer_decay_groups(
+    names: list[str], *, layer_decay: float = 0.8, weight_decay: float = 0.05, depths: tuple[int, ...] = (3, 3, 27, 3), num_layers: int = 12
+) -> list[dict]:
+    """Layer-wise learning-rate decay for fine-tuning (Sec. 3.2, appendix A.2): one row per parameter name.
+
+    Args:
+        names: parameter names; a name ending in ``.bias``, ``gamma`` or of a norm is not decayed (they are vectors).
+        layer_decay: factor between neighbouring groups.
+        weight_decay: of the matrices.
+        depths: blocks per stage; decides how stage 2 is divided.
+        num_layers: groups between stem and head: 12 (S to XL), or 6 (T in detection).
+
+    Returns:
+        ``[{"name", "layer", "lr_scale", "weight_decay"}, ...]``; ``lr_scale`` is ``layer_decay ** (num_layers + 1 - layer)``.
+    """
+    last = num_layers
+
+    def layer(name: str) -> int:
+        part = name.split(".")
+        if part[0] == "downsample_layers":
+            return {0: 0, 1: 2, 2: 3, 3: last}[int(part[1])]
+        if part[0] == "stages":
+            stage, block = int(part[1]), int(part[2])
+            return {0: 1, 1: 2, 2: 3 + block // 3, 3: last}[stage]
+        return last + 1
+
+    rows = []
+    for name in names:
+        vector = name.endswith((".bias", "gamma")) or ".norm" in f".{name}" or name.startswith("norm")
+        vector = vector or any(name.startswith(f"downsample_layers.{i}.{1 if i == 0 else 0}.") for i in range(4))
+        group = min(layer(name), last + 1)
+        rows.append(
+            {
+                "name": name,
+                "layer": group,
+                "lr_scale": layer_decay ** (last + 1 - group),
+                "weight_decay": 0.0 if vector else weight_decay,
+            }
+        )
+    return rows
+
+
+_SIZES = {
+    "tiny": ((3, 3, 9, 3), (96, 192, 384, 768)),
+    "small": ((3, 3, 27, 3), (96, 192, 384, 768)),
+    "base": ((3, 3, 27, 3), (128, 256, 512, 1024)),
+    "large": ((3, 3, 27, 3), (192, 384, 768, 1536)),
+    "xlarge": ((3, 3, 27, 3), (256, 512, 1024, 2048)),
+}
+VARIANTS = {f"convnext_{size}": {"depths": depths, "dims": dims} for size, (depths, dims) in _SIZES.items()}
+ISOTROPIC = {
+    "convnext_isotropic_small": {"depth": 18, "dim": 384},
+    "convnext_isotropic_base": {"depth": 18, "dim": 768},
+    "convnext_isotropic_large": {"depth": 36, "dim": 1024},
+}
+
+
+def _address(name: str, **metrics: float) -> Weights:
+    classes = 21841 if "22k" in name and "1k" not in name else None
+    return Weights(f"https://dl.fbaipublicfiles.com/convnext/{name}.pth", "", "MIT", metrics, classes)
+
+
+WEIGHTS = {
+    f"convnext_{size}": {
+        **({"in1k": _address(f"convnext_{size}_1k_224_ema", top1=one)} if one else {}),
+        "in22k_ft_in1k": _address(f"convnext_{size}_22k_1k_224", top1=two),
+        "in22k": _address(f"convnext_{size}_22k_224"),
+    }
+    for size, one, two in (
+        ("tiny", 82.1, 82.9),
+        ("small", 83.1, 84.6),
+        ("base", 83.8, 85.8),
+        ("large", 84.3, 86.6),
+        ("xlarge", None, 87.0),
+    )
+}
+RECIPE = {  # appendix A.1
+    "optimizer": "adamw",
+    "lr": 4e-3,
+    "reference_batch": 4096,
+    "weight_decay": 0.05,
+    "epochs": 300,
+    "warmup_epochs": 20,
+    "min_lr": 1e-6,
+    "auto_augment": "rand-m9-mstd0.5-inc1",
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "random_erasing": 0.25,
+    "label_smoothing": 0.1,
+    "ema_decay": 0.9999,
+}
+_DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5, "xlarge": 0.5}
+register(
+    paper="convnext",
+    kind="backbone",
+    build=ConvNeXt,
+    variants=VARIANTS,
+    weights=WEIGHTS,
+    recipe=RECIPE,
+    recipes={f"convnext_{size}": {"drop_path_rate": rate} for size, rate in _DROP_PATH.items()},
+)
+register(
+    paper="convnext",
+    kind="backbone",
+    build=ConvNeXtIsotropic,
+    variants=ISOTROPIC,
+    weights={
+        f"convnext_isotropic_{size}": {"in1k": _address(f"convnext_iso_{size}_1k_224_ema", top1=top)}
+        for size, top in (("small", 78.7), ("base", 82.0), ("large", 82.6))
+    },
+    recipe={**RECIPE, "warmup_epochs": 50},
+    recipes={
+        f"convnext_isotropic_{size}": {"drop_path_rate": rate} for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+    },
+)

@@ -1,0 +1,73 @@
+"""What a model costs: parameters, multiply-adds, activations, output shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offprint.models.registry import create_model
+
+
+def _shapes(output) -> Any:
+    if isinstance(output, Tensor):
+        return list(output.shape)
+    if isinstance(output, dict):
+        return {k: _shapes(v) for k, v in output.items()}
+    return [_shapes(v) for v in output] if isinstance(output, list | tuple) else None
+
+
+def model_info(model: str | nn.Module, input_size: tuple[int, ...] | None = None, **kwargs) -> dict[str, Any]:
+    """Cost of one forward of one example, without computing it.
+
+    Args:
+        model: a name, or a model.
+        input_size: shape without the batch axis, (C, H, W); default the model's own.
+        **kwargs: for :func:`offprint.create_model` when a name is given.
+
+    Returns:
+        ``parameters``, ``trainable``, ``macs`` (multiply-adds of convolutions and matrix products: half of what
+        torch.utils.flop_counter counts), ``activations`` (elements that convolutions and linear layers put out, as in the
+        papers that count them), ``input`` and ``outputs`` (shapes).
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from offprint.models.deploy import example_input
+
+    if isinstance(model, str):
+        with torch.device("meta"):
+            model = create_model(model, **kwargs)
+    parameters = {id(p): p for p in model.parameters()}.values()
+    was_training = model.training
+    counts = {"activations": 0}
+
+    def count(_module, _inputs, output):
+        if isinstance(output, Tensor):
+            counts["activations"] += output.numel()
+
+    hooks = [
+        m.register_forward_hook(count)
+        for m in model.modules()
+        if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d)
+    ]
+    reference = next(model.parameters())
+    if input_size is None:
+        sample = example_input(model)
+    else:
+        sample = torch.zeros(1, *input_size, device=reference.device, dtype=reference.dtype)
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            output = model.eval()(sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        model.train(was_training)
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "macs": counter.get_total_flops() // 2,
+        "activations": counts["activations"],
+        "input": list(sample.shape),
+        "outputs": _shapes(output),
+    }

@@ -1,0 +1,231 @@
+"""Every model by name: one registry, timm's signature.
+
+A model file calls :func:`register` once with its table of variants. The registry imports the files of a room the first
+time a name is asked for, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from offprint.errors import OffprintError, unknown
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a released checkpoint lives.
+
+    ``url`` is an address, or ``hf:OWNER/REPO/FILE`` for a file on the Hugging Face hub (which states each file's
+    SHA-256 itself). ``sha256`` may be a prefix of the digest; ``metrics`` are the authors' figures for these weights.
+    """
+
+    url: str
+    sha256: str = ""
+    licence: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered model: how to build it, whose paper it is, and what its released weights are."""
+
+    name: str
+    paper: str
+    kind: str
+    build: Callable[..., nn.Module]
+    kwargs: Mapping[str, Any]
+    input_size: tuple[int, ...] | None
+    preprocessing: Mapping[str, Any]
+    weights: Mapping[str, Weights]
+    recipe: Mapping[str, Any]
+    module: str
+
+    def __call__(self, **kwargs) -> nn.Module:
+        return self.build(**{**self.kwargs, **kwargs})
+
+
+_entries: dict[str, Entry] = {}
+_rooms: list[str] = ["offprint.models"]
+_seen: set[str] = set()
+
+
+def register(
+    *,
+    paper: str,
+    kind: str,
+    build: Callable[..., nn.Module],
+    variants: Mapping[str, Mapping[str, Any]],
+    input_size: tuple[int, ...] | None = (3, 224, 224),
+    preprocessing: Mapping[str, Any] = IMAGENET,
+    weights: Mapping[str, Mapping[str, Weights]] | None = None,
+    input_sizes: Mapping[str, tuple[int, ...]] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    recipes: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Enter a paper's variants.
+
+    Args:
+        paper: slug in the catalogue.
+        kind: ``backbone``, ``segmentation``, ``detection``, ``signal``, ``graph``, or the kind of method it belongs to.
+        build: the model class, or a function returning a model.
+        variants: model name → keyword arguments of ``build``.
+        input_size: shape (C, H, W) or (C, D, H, W) the released weights expect; ``None`` where there is no fixed shape.
+        preprocessing: mean, std, interpolation and crop fraction the released weights expect.
+        weights: model name → {tag: :class:`Weights`}; the first tag is what ``pretrained=True`` loads.
+        input_sizes: exceptions to ``input_size`` by model name.
+        recipe: the paper's training recipe as fields of its task's recipe (see :class:`offprint.tasks.recipe.Recipe`).
+        recipes: exceptions to ``recipe`` by model name.
+    """
+    for name, kwargs in variants.items():
+        if name in _entries and _entries[name].build is not build:
+            raise OffprintError(f"two papers register the model {name!r}: {_entries[name].paper} and {paper}")
+        size = (input_sizes or {}).get(name, input_size)
+        own = {**(recipe or {}), **(recipes or {}).get(name, {})}
+        released = dict((weights or {}).get(name, {}))
+        _entries[name] = Entry(
+            name, paper, kind, build, dict(kwargs), size, dict(preprocessing), released, own, build.__module__
+        )
+
+
+def add_room(package: str) -> None:
+    """Let the registry look for models in another package (its modules are imported when a name is not found)."""
+    if package not in _rooms:
+        _rooms.append(package)
+
+
+def _import_room(package: str) -> None:
+    if package in _seen:
+        return
+    _seen.add(package)
+    root = importlib.import_module(package)
+    for info in pkgutil.walk_packages(root.__path__, package + "."):
+        importlib.import_module(info.name)
+
+
+def entries(*, everywhere: bool = True) -> dict[str, Entry]:
+    """All registered models by name."""
+    for room in _rooms if everywhere else _rooms[:1]:
+        _import_room(room)
+    return _entries
+
+
+def entry(name: str) -> Entry:
+    """The registered model of this name; an unknown name is refused with the nearest ones."""
+    for room in _rooms:
+        if name in _entries:
+            break
+        _import_room(room)
+    if name not in _entries:
+        raise unknown("model", name, entries())
+    return _entries[name]
+
+
+def list_models(pattern: str = "*", *, paper: str | None = None, kind: str | None = None, pretrained: bool = False) -> list[str]:
+    """Names of the models that match, sorted.
+
+    Args:
+        pattern: shell-style pattern, e.g. ``"convnext*"``.
+        paper: only models of this paper (slug).
+        kind: only models of this kind (``backbone``, ``segmentation``, ...).
+        pretrained: only models with released weights.
+    """
+    return sorted(
+        name
+        for name, e in entries().items()
+        if fnmatch.fnmatch(name, pattern)
+        and (paper is None or e.paper == paper.replace("_", "-"))
+        and (kind is None or e.kind == kind)
+        and (not pretrained or e.weights)
+    )
+
+
+def create_model(
+    name: str,
+    pretrained: bool | str = False,
+    num_classes: int | None = None,
+    in_chans: int = 3,
+    features_only: bool = False,
+    out_indices: tuple[int, ...] | list[int] | None = None,
+    checkpoint_path: str | None = None,
+    **kwargs,
+) -> nn.Module:
+    """Build a model by name; the signature and its meaning are timm's.
+
+    Args:
+        name: a name from :func:`list_models`.
+        pretrained: load the released weights (``True``: the first, or the tag of one).
+        num_classes: outputs of the classifier; ``None`` keeps the model's own number, ``0`` drops the classifier. A
+            released classifier of another size is dropped, since asking for the size is asking for that.
+        in_chans: input channels; weights of a 3-channel checkpoint are adapted.
+        features_only: return a list of feature maps instead of logits (backbones).
+        out_indices: which maps (0 is the finest); default all. Only with ``features_only``.
+        checkpoint_path: weight file in any dialect the model knows.
+        **kwargs: the model's own arguments.
+
+    Raises:
+        OffprintError: unknown name or argument, or an argument the model does not take.
+        CheckpointError: a file that cannot be loaded.
+    """
+    from offprint.models import checkpoint, hub
+
+    spec = entry(name)
+    chosen = None
+    if pretrained:
+        if checkpoint_path is not None:
+            raise OffprintError("pretrained and checkpoint_path were both given; choose one source of weights")
+        if not spec.weights:
+            having = list_models(pretrained=True)
+            raise OffprintError(
+                f"{name} has no released weights; pass checkpoint_path= for a file of your own. "
+                f"Models with released weights: {', '.join(having)}"
+            )
+        tag = next(iter(spec.weights)) if pretrained is True else pretrained
+        if tag not in spec.weights:
+            raise unknown(f"weights of {name}", tag, spec.weights)
+        chosen = spec.weights[tag]
+    arguments = {**spec.kwargs, **kwargs}
+    if num_classes is not None:
+        arguments["num_classes"] = num_classes
+    elif chosen is not None and chosen.num_classes is not None:
+        arguments["num_classes"] = chosen.num_classes
+    takes = inspect.signature(spec.build).parameters
+    if "in_chans" in takes and (in_chans != 3 or "in_chans" not in arguments):
+        arguments["in_chans"] = in_chans
+    elif in_chans != 3 and "in_chans" not in takes:
+        raise OffprintError(f"{name} has no image channels to choose; in_chans={in_chans} was given")
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
+    for key in arguments:
+        if key not in takes and not open_ended:
+            raise unknown(f"argument of {name}", key, takes)
+    if features_only:
+        if not hasattr(spec.build, "as_features"):
+            raise OffprintError(f"{name} ({spec.kind}) has no feature pyramid; features_only works with backbones")
+        if num_classes:
+            raise OffprintError("features_only returns maps, not logits; leave num_classes out")
+    elif out_indices is not None:
+        raise OffprintError("out_indices chooses among feature maps; pass features_only=True with it")
+    model = spec.build(**arguments)
+    if features_only:
+        model.as_features(out_indices)
+    model.spec = {
+        "name": name,
+        "features_only": features_only,
+        "out_indices": tuple(out_indices) if out_indices is not None else None,
+        "kwargs": {k: v for k, v in arguments.items() if spec.kwargs.get(k, ...) != v},
+    }
+    if chosen is not None:
+        checkpoint.load_weights(model, hub.fetch(chosen), drop_head=num_classes is not None)
+    elif checkpoint_path is not None:
+        checkpoint.load_weights(model, checkpoint_path)
+    return model
