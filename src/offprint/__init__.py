@@ -34,14 +34,20 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from offprint.api import create_model, list_models
-    from offprint.catalog import paper, papers
-    from offprint.errors import CheckpointError, DataError, OffprintError
-    from offprint.models.checkpoint import load_weights, save_weights
-    from offprint.models.deploy import deploy
-    from offprint.models.hub import from_pretrained, push_to_hub
-    from offprint.models.info import model_info
-    from offprint.proofs import prove
+    from offprint.api import create_model as create_model
+    from offprint.api import list_models as list_models
+    from offprint.catalog import paper as paper
+    from offprint.catalog import papers as papers
+    from offprint.errors import CheckpointError as CheckpointError
+    from offprint.errors import DataError as DataError
+    from offprint.errors import OffprintError as OffprintError
+    from offprint.models.checkpoint import load_weights as load_weights
+    from offprint.models.checkpoint import save_weights as save_weights
+    from offprint.models.deploy import deploy as deploy
+    from offprint.models.hub import from_pretrained as from_pretrained
+    from offprint.models.hub import push_to_hub as push_to_hub
+    from offprint.models.info import model_info as model_info
+    from offprint.proofs import prove as prove
 
 
 def __getattr__(name: str):

@@ -36,7 +36,9 @@ def unknown(kind: str, given: object, known: Iterable[str]) -> OffprintError:
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(given), names, n=5, cutoff=0.5)
-    hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    hint = (
+        f"nearest: {', '.join(near)}" if near else f"known: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}"
+    )
     return OffprintError(f"unknown {kind} {str(given)!r}; {hint}")
 
 

@@ -1,0 +1,1 @@
+"""The command line: ``offprint VERB``, one small file per verb."""

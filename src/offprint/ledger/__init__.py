@@ -48,7 +48,9 @@ def machine() -> dict[str, Any]:
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        model = next((r.split(":", 1)[1].strip() for r in info.read_text().splitlines() if r.startswith("model name")), model)
+        model = next(
+            (r.split(":", 1)[1].strip() for r in info.read_text().splitlines() if r.startswith("model name")), model
+        )
     return {
         "system": platform.system(),
         "processor": model,

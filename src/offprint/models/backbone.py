@@ -94,7 +94,9 @@ class Backbone(nn.Module):
     def check_input(self, x: Tensor) -> None:
         """Refuse a batch the architecture cannot take, saying which sizes would work."""
         if x.ndim != 4:
-            raise OffprintError(f"expected images of shape (B, C, H, W), got {tuple(x.shape)}; add the batch axis with x[None]")
+            raise OffprintError(
+                f"expected images of shape (B, C, H, W), got {tuple(x.shape)}; add the batch axis with x[None]"
+            )
         if x.shape[1] != self.in_chans:
             raise OffprintError(
                 f"expected {self.in_chans} channels, got {x.shape[1]} (shape {tuple(x.shape)}); "

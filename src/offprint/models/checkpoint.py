@@ -78,7 +78,9 @@ def read_file(path: str | Path) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no weight file at {str(path)!r}; give the path of a .safetensors, .pt, .pth or .bin file")
+        raise CheckpointError(
+            f"no weight file at {str(path)!r}; give the path of a .safetensors, .pt, .pth or .bin file"
+        )
     with path.open("rb") as stream:
         head = stream.read(16)
     size = path.stat().st_size
@@ -89,7 +91,9 @@ def read_file(path: str | Path) -> dict:
         try:
             return load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged or truncated ({size:,} bytes): {error}; fetch it again") from error
+            raise CheckpointError(
+                f"{path} is damaged or truncated ({size:,} bytes): {error}; fetch it again"
+            ) from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -102,7 +106,16 @@ def read_file(path: str | Path) -> dict:
                 "Save its state dict alone, or convert it to safetensors in an environment you trust"
             ) from error
         raise CheckpointError(f"{path} is damaged or not a weight file: {error}; fetch it again") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, UnicodeDecodeError) as error:
+    except (
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        UnicodeDecodeError,
+    ) as error:
         raise CheckpointError(
             f"{path} is damaged, truncated or not a weight file ({size:,} bytes): {str(error).splitlines()[0]}; fetch it again"
         ) from error
@@ -202,9 +215,10 @@ def load_weights(
         )
     _, dialect, mapped = best
     report = LoadReport(dialect.name, label)
-    if hasattr(model, "adapt_state"):
+    adapt = getattr(model, "adapt_state", None)
+    if callable(adapt):
         before = dict(mapped)
-        mapped = model.adapt_state(mapped)
+        mapped = adapt(mapped)
         report.adapted += [k for k in mapped if k not in before or before[k].shape != mapped[k].shape]
 
     heads = tuple(getattr(model, "head_modules", ())) if getattr(model, "out_indices", None) is not None else ()
@@ -245,7 +259,9 @@ def load_weights(
             "choose the variant the file was made with"
         )
     missing = sorted(needed - set(ready))
-    tolerated = {n for n in missing if optional.search(n) or (drop_head and classifier and n.startswith(classifier + "."))}
+    tolerated = {
+        n for n in missing if optional.search(n) or (drop_head and classifier and n.startswith(classifier + "."))
+    }
     report.fresh = sorted(tolerated)
     missing = [n for n in missing if n not in tolerated]
     if strict and (missing or unexpected):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,15 @@ def example_input(model: nn.Module, batch: int = 1, seed: int = 0) -> Tensor:
     """
     from offprint.models.registry import entry
 
-    if hasattr(model, "example_input"):
-        return model.example_input(batch)
-    spec = getattr(model, "spec", None)
-    if spec is None or entry(spec["name"]).input_size is None:
-        raise OffprintError(f"no example input is known for {type(model).__name__}; pass sample= (a tensor the model takes)")
-    size = entry(spec["name"]).input_size
+    own = getattr(model, "example_input", None)
+    if callable(own):
+        return own(batch)
+    spec: dict | None = getattr(model, "spec", None)
+    size = entry(spec["name"]).input_size if spec else None
+    if size is None:
+        raise OffprintError(
+            f"no example input is known for {type(model).__name__}; pass sample= (a tensor the model takes)"
+        )
     channels = getattr(model, "in_chans", size[0])
     generator = torch.Generator().manual_seed(seed)
     reference = next(model.parameters())
@@ -42,7 +46,8 @@ def _tensors(output) -> list[Tensor]:
 
 def _fold(parent: nn.Module, first: str, second: str) -> bool:
     """Fold a BatchNorm into the convolution or linear layer before it; exact in evaluation mode."""
-    layer, norm = getattr(parent, first, None), getattr(parent, second, None)
+    layer: Any = getattr(parent, first, None)
+    norm: Any = getattr(parent, second, None)
     convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or norm.running_var is None:
         return False
@@ -74,7 +79,9 @@ def fold_batch_norms(model: nn.Module) -> int:
     return count
 
 
-def deploy(model: nn.Module, sample: Tensor | tuple | None = None, *, tolerance: float = 1e-4, inplace: bool = False) -> nn.Module:
+def deploy(
+    model: nn.Module, sample: Tensor | tuple | None = None, *, tolerance: float = 1e-4, inplace: bool = False
+) -> nn.Module:
     """The form for inference: re-parameterised branches merged, BatchNorms folded, outputs checked.
 
     Args:
@@ -102,8 +109,9 @@ def deploy(model: nn.Module, sample: Tensor | tuple | None = None, *, tolerance:
     with torch.no_grad():
         before = _tensors(model(*inputs))
         for module in list(merged.modules()):
-            if callable(getattr(module, "merge", None)):
-                module.merge()
+            merge = getattr(module, "merge", None)
+            if callable(merge):
+                merge()
         fold_batch_norms(merged)
         after = _tensors(merged(*inputs))
     for a, b in zip(before, after, strict=True):
@@ -116,5 +124,5 @@ def deploy(model: nn.Module, sample: Tensor | tuple | None = None, *, tolerance:
     if inplace:
         model.__dict__.update(merged.__dict__)
         merged = model
-    merged.deployed = True
+    merged.__dict__["deployed"] = True
     return merged

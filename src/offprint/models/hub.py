@@ -27,7 +27,9 @@ def _digest(path: Path) -> str:
 def verify(path: Path, sha256: str) -> None:
     """Refuse a file whose SHA-256 does not start with ``sha256`` (nothing is checked when that is empty)."""
     if sha256 and not (got := _digest(path)).startswith(sha256):
-        raise CheckpointError(f"{path} has SHA-256 {got[:16]}..., expected {sha256[:16]}...; delete it and fetch it again")
+        raise CheckpointError(
+            f"{path} has SHA-256 {got[:16]}..., expected {sha256[:16]}...; delete it and fetch it again"
+        )
 
 
 def local_copy(filename: str) -> Path | None:
@@ -35,7 +37,9 @@ def local_copy(filename: str) -> Path | None:
     root = os.environ.get("OFFPRINT_WEIGHTS")
     if root:
         if not Path(root).is_dir():
-            raise CheckpointError(f"OFFPRINT_WEIGHTS={root!r} is not a folder; point it at the folder that holds the weight files")
+            raise CheckpointError(
+                f"OFFPRINT_WEIGHTS={root!r} is not a folder; point it at the folder that holds the weight files"
+            )
         found = sorted(Path(root).rglob(filename))
         if found:
             return found[0]
@@ -91,7 +95,9 @@ def fetch(weights: Weights, progress: bool = True) -> Path:
     return target
 
 
-def push_to_hub(model, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload model") -> str:
+def push_to_hub(
+    model, repo_id: str, *, private: bool = False, token: str | None = None, message: str = "Upload model"
+) -> str:
     """Upload a registry model (safetensors, and a config that rebuilds it) to the Hugging Face hub.
 
     Args:
@@ -133,7 +139,9 @@ def _mixin():
         @classmethod
         def wrap(cls, model):
             if not hasattr(model, "spec"):
-                raise CheckpointError(f"{type(model).__name__} was not made by offprint.create_model, so it cannot be rebuilt by name")
+                raise CheckpointError(
+                    f"{type(model).__name__} was not made by offprint.create_model, so it cannot be rebuilt by name"
+                )
             return cls(model)
 
         def _save_pretrained(self, save_directory: Path) -> None:
@@ -141,7 +149,9 @@ def _mixin():
             atomic_write(save_directory / "config.json", json.dumps(self.model.spec, indent=1))
 
         @classmethod
-        def _from_pretrained(cls, *, model_id, revision=None, cache_dir=None, force_download=False, token=None, **kwargs):
+        def _from_pretrained(
+            cls, *, model_id, revision=None, cache_dir=None, force_download=False, token=None, **kwargs
+        ):
             def file(name: str) -> Path:
                 local = Path(model_id) / name
                 if local.is_file():
@@ -151,7 +161,9 @@ def _mixin():
 
             spec = json.loads(file("config.json").read_text())
             if not {"name", "kwargs"} <= set(spec):
-                raise CheckpointError(f"{model_id} has a config.json of another library (keys: {', '.join(list(spec)[:6])})")
+                raise CheckpointError(
+                    f"{model_id} has a config.json of another library (keys: {', '.join(list(spec)[:6])})"
+                )
             options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["kwargs"].items()}
             model = create_model(spec["name"], features_only=spec.get("features_only", False), out_indices=spec.get("out_indices"),
                                  **options)  # fmt: skip

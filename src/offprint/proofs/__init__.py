@@ -11,6 +11,7 @@ import importlib
 import inspect
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -133,7 +134,7 @@ class _Run:
 
     def __init__(self, proof: Proof, quick: bool, ledger=None, progress=None):
         self.quick, self._proof, self._ledger, self._progress = quick, proof, ledger, progress
-        source = inspect.getsource(inspect.getmodule(proof.run))
+        source = inspect.getsource(sys.modules[proof.run.__module__])
         self.key = f"{proof.slug}:{'quick' if quick else 'full'}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
 
     def total(self, steps: int) -> None:
@@ -157,7 +158,7 @@ def judge(proof: Proof, mode: str, figures: Mapping[str, Any]) -> list[dict[str,
     """Each declared band beside its figure; a figure that is missing or not a number misses its band."""
     rows = []
     for band in proof.bands[mode]:
-        value = figures.get(band.figure)
+        value: Any = figures.get(band.figure)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         rows.append(
             {
@@ -166,7 +167,7 @@ def judge(proof: Proof, mode: str, figures: Mapping[str, Any]) -> list[dict[str,
                 "high": None if math.isinf(band.high) else band.high,
                 "unit": band.unit,
                 "value": value if number else None,
-                "ok": bool(number and band.holds(value)),
+                "ok": bool(number and band.holds(float(value))),
                 "text": str(band),
             }
         )

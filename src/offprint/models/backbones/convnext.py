@@ -125,7 +125,9 @@ class ConvNeXt(Backbone):
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
         self.pyramid_channels = list(dims)
         self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
-        self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))])
+        self.downsample_layers = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
+        )
         for a, b in zip(dims[:-1], dims[1:], strict=True):
             self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)))
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
@@ -194,7 +196,9 @@ class ConvNeXtIsotropic(Backbone):
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dim
         self.pyramid_channels, self.pyramid_reductions = [dim], [16]
         self.stem = nn.Conv2d(in_chans, dim, 16, 16)
-        self.blocks = nn.ModuleList(Block(dim, p, layer_scale_init_value) for p in drop_path_rates(drop_path_rate, depth))
+        self.blocks = nn.ModuleList(
+            Block(dim, p, layer_scale_init_value) for p in drop_path_rates(drop_path_rate, depth)
+        )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         self.apply(_init)
@@ -228,7 +232,12 @@ def _flat(name: str, value: Tensor) -> Tensor:
 
 
 def layer_decay_groups(
-    names: list[str], *, layer_decay: float = 0.8, weight_decay: float = 0.05, depths: tuple[int, ...] = (3, 3, 27, 3), num_layers: int = 12
+    names: list[str],
+    *,
+    layer_decay: float = 0.8,
+    weight_decay: float = 0.05,
+    depths: tuple[int, ...] = (3, 3, 27, 3),
+    num_layers: int = 12,
 ) -> list[dict]:
     """Layer-wise learning-rate decay for fine-tuning (Sec. 3.2, appendix A.2): one row per parameter name.
 
@@ -339,6 +348,7 @@ register(
     },
     recipe={**RECIPE, "warmup_epochs": 50},
     recipes={
-        f"convnext_isotropic_{size}": {"drop_path_rate": rate} for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+        f"convnext_isotropic_{size}": {"drop_path_rate": rate}
+        for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
     },
 )

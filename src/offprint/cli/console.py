@@ -1,0 +1,43 @@
+"""The consoles and progress bars the verbs share."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+out = Console()
+errors = Console(stderr=True)
+
+
+@contextmanager
+def bar():
+    """A progress bar on standard error that disappears when done."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as progress:
+        yield progress
+
+
+def parse_overrides(pairs: list[str]) -> dict:
+    """``["lr=0.1", "mixup=0"]`` as a dictionary; values are read as Python literals where they are ones."""
+    import ast
+
+    from offprint.errors import OffprintError
+
+    found = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise OffprintError(f"{pair!r} is not of the form name=value")
+        try:
+            found[key.strip().replace("-", "_")] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[key.strip().replace("-", "_")] = value
+    return found

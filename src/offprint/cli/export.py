@@ -1,0 +1,42 @@
+"""``offprint export``: a model as an ONNX or torch.export file, its output checked against the eager model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from offprint.cli.console import out, parse_overrides
+
+
+def export(
+    model: str = typer.Argument(help="The folder of a training run, or a model name."),
+    format_: str = typer.Option("onnx", "--format", "-f", help="onnx or torch-export."),
+    output: Path = typer.Option(None, "--out", help="File to write; default MODEL.onnx or MODEL.pt2."),
+    checkpoint: str = typer.Option(None, help="Weight file, with a model name."),
+    pretrained: bool = typer.Option(False, help="Released weights, with a model name."),
+    size: list[int] = typer.Option(
+        None, help="Input size without the batch axis; repeat, e.g. --size 3 --size 64 --size 64."
+    ),
+    option: list[str] = typer.Option([], "--option", "-o", help="Argument of the model, name=value; may be repeated."),
+    merge: bool = typer.Option(True, help="Deploy first: merge branches and fold BatchNorm."),
+) -> None:
+    """Export for use outside this library."""
+    import torch
+
+    from offprint.api import create_model
+    from offprint.models.export import export_model
+
+    if (Path(model) / "settings.json").is_file():
+        from offprint.tasks.classification import trained_model
+
+        network, name = trained_model(model)[0], Path(model).name
+    else:
+        network, name = (
+            create_model(model, pretrained, checkpoint_path=checkpoint, **parse_overrides(option)).eval(),
+            model,
+        )
+    sample = torch.randn(1, *size) if size else None
+    file = output or Path(f"{name}.{'onnx' if format_ == 'onnx' else 'pt2'}")
+    moved = export_model(network, file, format_, sample=sample, merge=merge)
+    out.print(f"{file}: largest difference from the eager model {moved:.1e}", highlight=False, soft_wrap=True)

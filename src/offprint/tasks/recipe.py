@@ -1,0 +1,129 @@
+"""A training recipe as data: a paper states its own in its file, a user overrides any field."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offprint.errors import OffprintError, unknown
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image classifier is trained.
+
+    ``lr`` is the rate at ``reference_batch`` images per step and is scaled linearly to the batch in use (0: not scaled).
+    ``min_lr`` is scaled with it. ``schedule`` is ``cosine``, ``step`` (``lr * decay_rate ** (epoch // decay_epochs)``) or
+    ``constant``, after ``warmup_epochs`` of linear warm-up from ``warmup_lr``. ``auto_augment`` is ``""``, ``"randaugment"``,
+    ``"trivial"`` or timm's ``rand-mM-nN...`` notation (magnitude M of 10, N operations). ``ema_decay`` 0 keeps no average.
+    """
+
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+    reference_batch: int = 0
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    decay_vectors: bool = False
+    epochs: int = 100
+    batch_size: int = 64
+    schedule: str = "cosine"
+    decay_rate: float = 0.97
+    decay_epochs: float = 1.0
+    warmup_epochs: float = 5
+    warmup_lr: float = 0.0
+    min_lr: float = 1e-6
+    clip_grad: float = 0.0
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    flip: bool = True
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    color_jitter: float = 0.0
+    auto_augment: str = ""
+    random_erasing: float = 0.0
+    drop_path_rate: float | None = None
+    drop_rate: float | None = None
+    ema_decay: float = 0.0
+    input_size: int = 0
+
+    def __post_init__(self):
+        for name, choices in (("optimizer", OPTIMIZERS), ("schedule", ("cosine", "step", "constant"))):
+            if getattr(self, name) not in choices:
+                raise unknown(name, getattr(self, name), choices)
+        for name in ("lr", "epochs", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise OffprintError(f"recipe: {name}={getattr(self, name)!r}; it must be above 0")
+        for name in ("label_smoothing", "random_erasing", "ema_decay", "mixup", "cutmix", "weight_decay", "clip_grad"):
+            if not getattr(self, name) >= 0:
+                raise OffprintError(f"recipe: {name}={getattr(self, name)!r}; it must not be negative")
+
+    @classmethod
+    def of(cls, model: str, **overrides: Any) -> Recipe:
+        """The recipe a model's paper states, with fields overridden.
+
+        Raises:
+            OffprintError: an override names no field.
+        """
+        from offprint.models.registry import entry
+
+        return cls.make({**entry(model).recipe, **overrides})
+
+    @classmethod
+    def make(cls, fields: Mapping[str, Any]) -> Recipe:
+        """A recipe from a mapping; unknown fields are refused."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in fields:
+            if name not in known:
+                raise unknown("field of the recipe", name, known)
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+    def scaled(self, batch: int) -> tuple[float, float, float]:
+        """(lr, min_lr, warmup_lr) at this many images per step."""
+        factor = batch / self.reference_batch if self.reference_batch else 1.0
+        return self.lr * factor, self.min_lr * factor, self.warmup_lr * factor
+
+    def learning_rates(self, steps_per_epoch: int, batch: int) -> list[float]:
+        """The rate of every step of the run."""
+        from offprint.nn import cosine_schedule
+
+        top, low, start = self.scaled(batch)
+        total = max(1, self.epochs * steps_per_epoch)
+        warm = min(round(self.warmup_epochs * steps_per_epoch), total // 2)
+        if self.schedule == "cosine":
+            return cosine_schedule(top, min(low, top), total, warm, start)
+        rise = [start + (top - start) * i / max(1, warm) for i in range(warm)]
+        if self.schedule == "constant":
+            return rise + [top] * (total - warm)
+        return rise + [
+            top * self.decay_rate ** int(step / steps_per_epoch / self.decay_epochs) for step in range(warm, total)
+        ]
+
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf")
+
+
+def build_optimizer(model, recipe: Recipe, batch: int):
+    """The recipe's optimizer; biases, norms and other vectors are not decayed unless the recipe says so."""
+    import torch
+
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim <= 1 or name.endswith(".bias")
+            (plain if vector and not recipe.decay_vectors else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    lr = recipe.scaled(batch)[0]
+    match recipe.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)
+        case "adam":
+            return torch.optim.Adam(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)
+        case "sgd" | "nesterov":
+            return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.optimizer == "nesterov")
+        case _:
+            return torch.optim.RMSprop(groups, lr=lr, alpha=0.9, momentum=recipe.momentum, eps=recipe.eps)
