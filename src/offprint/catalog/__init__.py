@@ -147,7 +147,8 @@ def _make(cls, given: Any, where: str):
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise CatalogError(f"{label} should be {' or '.join(t.__name__ for t in types)}, got {value!r}")
         if kind == "tuple[Claim, ...]":
-            value = tuple(_make(Claim, c, f"{where}: claims[{i}]") for i, c in enumerate(value))
+            rows: list[Any] = list(given[name])
+            value = tuple(_make(Claim, row, f"{where}: claims[{i}]") for i, row in enumerate(rows))
         elif isinstance(value, list):
             item = str if "str" in kind else int
             if not all(isinstance(v, item) for v in value):

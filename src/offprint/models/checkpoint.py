@@ -168,6 +168,17 @@ def _adapt_input(value: Tensor, target: torch.Size) -> Tensor | None:
     return value.repeat(1, repeats, *[1] * (value.ndim - 2))[:, :want] * (have / want)
 
 
+def _wanted(model: nn.Module) -> tuple[dict[str, Tensor], set[str], set[str]]:
+    """A model's state, its parameters' names, and the names a file must give."""
+    own = model.state_dict()
+    parameters = {n for n, _ in model.named_parameters()}
+    return (
+        own,
+        parameters,
+        {n for n in own if n in parameters or n.rsplit(".", 1)[-1] in ("running_mean", "running_var")},
+    )
+
+
 def load_weights(
     model: nn.Module, source: str | Path | Mapping[str, Tensor], *, drop_head: bool = False, strict: bool = True
 ) -> LoadReport:
@@ -190,9 +201,7 @@ def load_weights(
     label = "the mapping" if isinstance(source, Mapping) else str(source)
     raw = source if isinstance(source, Mapping) else read_file(source)
     state = unwrap(raw, label)
-    own = model.state_dict()
-    parameters = {n for n, _ in model.named_parameters()}
-    needed = {n for n in own if n in parameters or n.rsplit(".", 1)[-1] in ("running_mean", "running_var")}
+    own, parameters, needed = _wanted(model)
     optional = re.compile(getattr(model, "optional_state", "") or r"(?!)")
     dialects = (Dialect(getattr(model, "native", "authors")), *getattr(model, "dialects", ()))
 
@@ -219,6 +228,7 @@ def load_weights(
     if callable(adapt):
         before = dict(mapped)
         mapped = adapt(mapped)
+        own, parameters, needed = _wanted(model)  # adapting may have changed the model's form
         report.adapted += [k for k in mapped if k not in before or before[k].shape != mapped[k].shape]
 
     heads = tuple(getattr(model, "head_modules", ())) if getattr(model, "out_indices", None) is not None else ()
@@ -244,7 +254,7 @@ def load_weights(
             ready[name] = value.reshape(want)
         elif name not in needed:
             report.dropped.append(name)
-        elif classifier and name.startswith(classifier + "."):
+        elif classifier and name.startswith(classifier + ".") and value.shape[1:] == want[1:]:
             if not drop_head:
                 raise CheckpointError(
                     f"{label} has a classifier of {value.shape[0]} classes, the model one of {want[0]} ({name}); "
