@@ -1,0 +1,254 @@
+"""Graphs by name, as torch_geometric ``Data``: bundled Cora and CiteSeer, local copies, and the canonical homes.
+
+Planetoid's raw files are pickles. They are read here by an unpickler that knows NumPy arrays, SciPy matrices and plain
+containers, and refuses everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from offprint.data import samples
+from offprint.errors import DataError, unknown
+from offprint.files import atomic_write
+
+PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
+NPZ = {
+    "amazon_computers": ("amazon_electronics_computers", "computers"),
+    "amazon_photo": ("amazon_electronics_photo", "photo"),
+    "coauthor_cs": ("ms_academic_cs", "cs"),
+    "coauthor_physics": ("ms_academic_phy", "physics"),
+}
+PLANETOID_HOME = "https://github.com/kimiyoung/planetoid/raw/master/data"
+NPZ_HOME = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
+PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+
+
+class _Safe(pickle.Unpickler):
+    """Builds arrays, sparse matrices and containers; anything else is refused before it is made."""
+
+    ALLOWED = {
+        ("collections", "defaultdict"): defaultdict,
+        ("__builtin__", "list"): list,
+        ("builtins", "list"): list,
+        ("__builtin__", "object"): object,
+        ("builtins", "object"): object,
+        ("copy_reg", "_reconstructor"): None,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str):
+        if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+            return np.zeros(0).__reduce__()[0]
+        if module.startswith("scipy.sparse") and name == "csr_matrix":
+            return sp.csr_matrix
+        if (module, name) == ("copy_reg", "_reconstructor"):
+            import copyreg
+
+            return copyreg._reconstructor  # type: ignore[attr-defined]
+        found = self.ALLOWED.get((module, name))
+        if found is None:
+            raise DataError(
+                f"the file asks for {module}.{name}, which a Planetoid file has no use for; it was not read"
+            )
+        return found
+
+
+def _unpickle(path: Path):
+    try:
+        with path.open("rb") as stream:
+            return _Safe(stream, encoding="latin1").load()
+    except (pickle.UnpicklingError, EOFError, ValueError, AttributeError, IndexError) as error:
+        if isinstance(error, DataError):
+            raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path} is damaged: {error}; fetch it again") from error
+
+
+def _data(x: sp.csr_matrix, y: np.ndarray, edges: np.ndarray, masks: dict[str, np.ndarray] | None = None):
+    from torch_geometric.data import Data
+
+    graph = Data(
+        x=torch.from_numpy(np.asarray(x.todense(), dtype=np.float32)),
+        y=torch.from_numpy(y.astype(np.int64)),
+        edge_index=torch.from_numpy(np.ascontiguousarray(edges, dtype=np.int64)),
+    )
+    for name, index in (masks or {}).items():
+        mask = torch.zeros(len(y), dtype=torch.bool)
+        mask[torch.from_numpy(index.astype(np.int64))] = True
+        graph[f"{name}_mask"] = mask
+    return graph
+
+
+def read_planetoid(folder: str | Path, name: str):
+    """Read the eight raw files ``ind.NAME.*`` of a folder: isolated test nodes become rows of zeros, duplicate edges one."""
+    folder, low = Path(folder), name.lower()
+    part = {p: folder / f"ind.{low}.{p}" for p in PARTS}
+    missing = [p.name for p in part.values() if not p.is_file()]
+    if missing:
+        raise DataError(f"{folder} lacks {', '.join(missing)}")
+    x, tx, allx, y, ty, ally = (_unpickle(part[p]) for p in PARTS[:6])
+    test = np.loadtxt(part["test.index"], dtype=np.int64)
+    lowest, span = int(test.min()), int(test.max() - test.min() + 1)
+    wide_x = sp.lil_matrix((span, tx.shape[1]), dtype=np.float32)
+    wide_y = np.zeros((span, ty.shape[1]), dtype=ty.dtype)
+    wide_x[test - lowest], wide_y[test - lowest] = tx, ty
+    features = sp.vstack([sp.csr_matrix(allx)[:lowest], wide_x]).tocsr()
+    labels = np.concatenate([ally[:lowest], wide_y]).argmax(1)
+    nodes = len(labels)
+    pairs = np.array([(a, b) for a, near in _unpickle(part["graph"]).items() for b in near], dtype=np.int64)
+    pairs = np.concatenate([pairs, pairs[:, ::-1]])
+    pairs = pairs[pairs[:, 0] != pairs[:, 1]]
+    edges = np.unique(pairs[:, 0] * nodes + pairs[:, 1])
+    edges = np.stack([edges // nodes, edges % nodes])
+    masks = {"train": np.arange(len(y)), "val": np.arange(len(y), len(y) + 500), "test": np.sort(test)}
+    return _data(features, labels, edges, masks)
+
+
+def read_npz(path: str | Path):
+    """Read Amazon or Coauthor as Shchur et al. (2018) publish them; edges are made undirected, self loops left out."""
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            pick = lambda a, b: f[a] if a in f else f[b]  # noqa: E731
+            rows = {k: pick(f"adj_matrix_{k}", f"adj_matrix.{k}" if f"adj_matrix.{k}" in f else f"adj_{k}") for k in
+                    ("indices", "indptr", "shape")}  # fmt: skip
+            attr = {k: pick(f"node_attr_{k}", f"attr_matrix.{k}" if f"attr_matrix.{k}" in f else f"attr_{k}") for k in
+                    ("data", "indices", "indptr", "shape")}  # fmt: skip
+            labels = pick("node_label", "labels")
+    except (KeyError, ValueError, OSError) as error:
+        raise DataError(f"{path} is not a graph archive: {error}") from error
+    features = sp.csr_matrix((attr["data"], attr["indices"], attr["indptr"]), shape=attr["shape"])
+    adjacency = sp.csr_matrix((np.ones(len(rows["indices"])), rows["indices"], rows["indptr"]), shape=rows["shape"])
+    adjacency = (adjacency + adjacency.T).tocsr()
+    adjacency.setdiag(0)
+    adjacency.eliminate_zeros()
+    coo = adjacency.tocoo()
+    return _data(features, labels, np.stack([coo.row, coo.col]))
+
+
+def _home() -> Path:
+    import platformdirs
+
+    return Path(os.environ.get("OFFPRINT_DATA") or Path(platformdirs.user_cache_dir("offprint")) / "data")
+
+
+def _fetch(url: str, target: Path) -> None:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(url, timeout=60) as answer:
+            atomic_write(target, answer.read())
+    except (URLError, OSError) as error:
+        raise DataError(
+            f"could not fetch {url} ({error}); put {target.name} into {target.parent}, or set OFFPRINT_DATA to a folder that holds it"
+        ) from error
+
+
+def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = False):
+    """A graph by name.
+
+    Args:
+        name: ``Cora``, ``CiteSeer`` (bundled), ``PubMed``, ``Amazon_Computers``, ``Amazon_Photo``, ``Coauthor_CS``,
+            ``Coauthor_Physics``, or any class of ``torch_geometric.datasets`` as ``Class`` or ``Class/name``.
+        root: where local copies are; default ``OFFPRINT_DATA`` or the user's cache, which fetched files are kept in.
+        normalize: make each row of features sum to one (:func:`normalize_features`).
+
+    Returns:
+        ``torch_geometric.data.Data`` with ``x``, ``y``, ``edge_index`` (both directions) and, for Planetoid, the public masks.
+    """
+    key = name.lower().replace("-", "_").replace(" ", "_")
+    base = Path(root) if root else _home()
+    if key in ("cora", "citeseer") and root is None:
+        with np.load(samples.path(f"{key}.npz"), allow_pickle=False) as f:
+            x = sp.csr_matrix((f["data"], f["indices"].astype(np.int32), f["indptr"]), shape=tuple(f["shape"]))
+            graph = _data(x, f["y"], f["edge_index"], {k: f[k] for k in ("train", "val", "test")})
+    elif key in PLANETOID:
+        real = PLANETOID[key]
+        folders = [base / "graphs" / real / "raw", base / real / "raw", base]
+        folder = next((d for d in folders if (d / f"ind.{key}.x").is_file()), folders[0])
+        for part in PARTS:
+            if not (folder / f"ind.{key}.{part}").is_file():
+                _fetch(f"{PLANETOID_HOME}/ind.{key}.{part}", folder / f"ind.{key}.{part}")
+        graph = read_planetoid(folder, key)
+    elif key in NPZ:
+        stems = (key, *NPZ[key])
+        places = [base / "graphs" / "npz", base / "npz", base]
+        found = next(
+            (p for d in places if d.is_dir() for s in stems for p in sorted(d.glob("*.npz")) if p.stem.lower() == s),
+            None,
+        )
+        if found is None:
+            found = places[0] / f"{NPZ[key][0]}.npz"
+            _fetch(f"{NPZ_HOME}/{NPZ[key][0]}.npz", found)
+        graph = read_npz(found)
+    else:
+        import torch_geometric.datasets as sets
+
+        cls, _, inner = name.partition("/")
+        if cls not in sets.__all__:
+            raise unknown("graph", name, [*PLANETOID.values(), *(k.title() for k in NPZ), *sets.__all__])
+        maker = getattr(sets, cls)
+        graph = (maker(str(base / cls), inner) if inner else maker(str(base / cls)))[0]
+    check_graph(graph)
+    if normalize:
+        graph.x = normalize_features(graph.x)
+    return graph
+
+
+def normalize_features(x: Tensor) -> Tensor:
+    """Subtract the global minimum, divide each row by its sum (at least 1): rows sum to one."""
+    x = x - x.min()
+    return x / x.sum(-1, keepdim=True).clamp(min=1.0)
+
+
+def check_graph(graph) -> None:
+    """Refuse a graph no model can learn from, naming the first node or edge that is wrong."""
+    n = graph.num_nodes
+    if graph.x is None:
+        raise DataError("the graph has no node features (x)")
+    bad = (~torch.isfinite(graph.x)).any(1).nonzero()
+    if len(bad):
+        raise DataError(f"node {int(bad[0])} has features that are not finite; mend or remove it")
+    if graph.edge_index.numel() and not (0 <= int(graph.edge_index.min()) and int(graph.edge_index.max()) < n):
+        raise DataError(f"an edge points outside the {n} nodes (largest index {int(graph.edge_index.max())})")
+    if graph.y is not None and len(graph.y) != n:
+        raise DataError(f"{len(graph.y)} labels for {n} nodes")
+
+
+def random_split(
+    y: Tensor, seed: int, *, train: int = 20, val: int = 500, test: int | None = 1000, per_class_val: bool = False
+):
+    """Masks of a random split: ``train`` nodes per class, then ``val`` and ``test`` of the rest.
+
+    Args:
+        per_class_val: ``val`` counts per class too and all the rest is test (the protocol of Amazon and Coauthor).
+
+    Returns:
+        Three boolean masks.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    masks = [torch.zeros(len(y), dtype=torch.bool) for _ in range(3)]
+    for label in range(int(y.max()) + 1):
+        members = (y == label).nonzero().flatten()
+        if len(members) <= train:
+            raise DataError(f"class {label} has {len(members)} nodes; a split with {train} per class needs more")
+        members = members[torch.randperm(len(members), generator=generator)]
+        masks[0][members[:train]] = True
+        if per_class_val:
+            masks[1][members[train : train + val]] = True
+    rest = (~(masks[0] | masks[1])).nonzero().flatten()
+    rest = rest[torch.randperm(len(rest), generator=generator)]
+    if not per_class_val:
+        masks[1][rest[:val]] = True
+        rest = rest[val:]
+    masks[2][rest if test is None or per_class_val else rest[:test]] = True
+    return tuple(masks)

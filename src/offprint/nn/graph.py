@@ -1,0 +1,114 @@
+"""Sparse pieces that graph models share: the normalised adjacency, and layers that read sparse features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class _Symmetric(torch.autograd.Function):
+    """Product with a matrix whose transpose is at hand, so that the backward pass is one sparse product too."""
+
+    @staticmethod
+    def forward(ctx, matrix: Tensor, transposed: Tensor, x: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, None, ctx.transposed @ grad
+
+
+class Adjacency:
+    """A fixed sparse matrix and its transpose, in CSR."""
+
+    def __init__(self, matrix: Tensor, transposed: Tensor):
+        self.matrix, self.transposed = matrix, transposed
+
+    def matmul(self, x: Tensor) -> Tensor:
+        """(n, n) times (n, C)."""
+        dtype = x.dtype
+        return _Symmetric.apply(self.matrix, self.transposed, x.float()).to(dtype)
+
+
+def _csr(index: Tensor, value: Tensor, n: int) -> Tensor:
+    return torch.sparse_coo_tensor(index, value, (n, n), check_invariants=False).coalesce().to_sparse_csr()
+
+
+def gcn_norm(edge_index: Tensor, n: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Edges and weights of D^(-1/2) (A + I) D^(-1/2): existing self loops are kept, missing ones get weight 1.
+
+    Args:
+        edge_index: (2, E), source over target.
+        n: nodes.
+        weight: (E,); default ones.
+
+    Returns:
+        (2, E') and (E',); the degree is summed over targets.
+    """
+    weight = torch.ones(edge_index.shape[1], device=edge_index.device) if weight is None else weight.float()
+    row, col = edge_index
+    looped = torch.zeros(n, dtype=torch.bool, device=row.device)
+    looped[row[row == col]] = True
+    extra = (~looped).nonzero().flatten()
+    row, col = torch.cat([row, extra]), torch.cat([col, extra])
+    weight = torch.cat([weight, weight.new_ones(len(extra))])
+    degree = torch.zeros(n, device=row.device).scatter_add_(0, col, weight)
+    scale = degree.pow(-0.5).masked_fill_(degree == 0, 0.0)
+    return torch.stack([row, col]), scale[row] * weight * scale[col]
+
+
+class NormalizedAdjacency(nn.Module):
+    """Makes the normalised adjacency of a graph, and keeps it for as long as the same graph comes back."""
+
+    def __init__(self):
+        super().__init__()
+        self._kept: tuple | None = None
+
+    def forward(self, edge_index: Tensor, n: int, weight: Tensor | None = None) -> Adjacency:
+        key = (edge_index.data_ptr(), edge_index._version, tuple(edge_index.shape), n, edge_index.device,
+               None if weight is None else (weight.data_ptr(), weight._version))  # fmt: skip
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        index, value = gcn_norm(edge_index, n, weight)
+        made = Adjacency(_csr(index.flip(0), value, n), _csr(index, value, n))
+        # the tensors are held with the key: while they live, their addresses cannot be given to others
+        self._kept = (key, made, edge_index, weight)
+        return made
+
+    def __getstate__(self):
+        return {**self.__dict__, "_kept": None}
+
+    def __deepcopy__(self, memo):
+        return type(self)()
+
+
+def sparse_dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout of dense features, or of the stored values of CSR features (zeros stay zeros: the same distribution)."""
+    if not training or p == 0.0:
+        return x
+    if x.layout != torch.sparse_csr:
+        return F.dropout(x, p, training)
+    values = F.dropout(x.values(), p, training)
+    return torch.sparse_csr_tensor(x.crow_indices(), x.col_indices(), values, x.shape)
+
+
+class _SparseLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (x,) = ctx.saved_tensors
+        return None, (x.t().to_sparse_csr() @ grad).t()
+
+
+def sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.linear`` for dense or sparse CSR ``x`` (n, F) and ``weight`` (H, F)."""
+    if x.layout != torch.sparse_csr:
+        return F.linear(x, weight, bias)
+    out = _SparseLinear.apply(x, weight)
+    return out if bias is None else out + bias
