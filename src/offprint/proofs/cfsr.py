@@ -43,14 +43,14 @@ def _train(quick: bool, seed: int, advance) -> dict:
     """Train in the multi-branch form on two photographs, merge, and measure on a third."""
     torch.manual_seed(seed)
     shape = {"embed_dim": 16, "depths": (2,)} if quick else {}
-    steps, batch, patch = (160, 4, 24) if quick else (700, 4, 32)
+    steps, batch, patch = (600, 4, 16) if quick else (1500, 8, 24)
     model = CFSR(2, **shape)
     for name, parameter in model.named_parameters():
         if "layer_scale" in name:
             torch.nn.init.constant_(parameter, 0.1)  # the size that released weights have learnt
     pictures = {name: p.float() / 255 for name, p in photographs().items()}
     held = pictures.pop("chelsea")
-    train_restoration(model, list(pictures.values()), steps=steps, batch=batch, patch=patch, lr=4e-3 if quick else 2e-3, seed=seed,
+    train_restoration(model, list(pictures.values()), steps=steps, batch=batch, patch=patch, lr=5e-3 if quick else 2e-3, seed=seed,
                       progress=advance)  # fmt: skip
     truth = held[:, : held.shape[1] // 2 * 2, : held.shape[2] // 2 * 2]
     small = _eight_bit(bicubic(truth, 0.5)) / 255
