@@ -18,6 +18,7 @@ VERBS = (
     "train",
     "evaluate",
     "predict",
+    "upscale",
     "export",
     "prove",
     "report",

@@ -22,10 +22,10 @@ from offprint.files import atomic_write
 
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 NPZ = {
-    "amazon_computers": ("amazon_electronics_computers", "computers"),
+    "amazon_computers": ("amazon_electronics_computers", "amazon_cs", "computers"),
     "amazon_photo": ("amazon_electronics_photo", "photo"),
     "coauthor_cs": ("ms_academic_cs", "cs"),
-    "coauthor_physics": ("ms_academic_phy", "physics"),
+    "coauthor_physics": ("ms_academic_phy", "coauthor_phy", "physics"),
 }
 PLANETOID_HOME = "https://github.com/kimiyoung/planetoid/raw/master/data"
 NPZ_HOME = "https://github.com/shchur/gnn-benchmark/raw/master/data/npz"
@@ -113,16 +113,24 @@ def read_planetoid(folder: str | Path, name: str):
     return _data(features, labels, edges, masks)
 
 
+def _first(archive, *names: str) -> np.ndarray:
+    """The first of these arrays that an archive holds."""
+    for name in names:
+        if name in archive:
+            return archive[name]
+    raise KeyError(f"no array {' or '.join(names)}; it holds {', '.join(archive.files[:6])}")
+
+
 def read_npz(path: str | Path):
     """Read Amazon or Coauthor as Shchur et al. (2018) publish them; edges are made undirected, self loops left out."""
     try:
         with np.load(path, allow_pickle=False) as f:
-            pick = lambda a, b: f[a] if a in f else f[b]  # noqa: E731
-            rows = {k: pick(f"adj_matrix_{k}", f"adj_matrix.{k}" if f"adj_matrix.{k}" in f else f"adj_{k}") for k in
-                    ("indices", "indptr", "shape")}  # fmt: skip
-            attr = {k: pick(f"node_attr_{k}", f"attr_matrix.{k}" if f"attr_matrix.{k}" in f else f"attr_{k}") for k in
-                    ("data", "indices", "indptr", "shape")}  # fmt: skip
-            labels = pick("node_label", "labels")
+            rows = {
+                k: _first(f, f"adj_matrix_{k}", f"adj_matrix.{k}", f"adj_{k}") for k in ("indices", "indptr", "shape")
+            }
+            fields = ("data", "indices", "indptr", "shape")
+            attr = {k: _first(f, f"node_attr_{k}", f"attr_matrix.{k}", f"attr_{k}") for k in fields}
+            labels = _first(f, "node_label", "labels")
     except (KeyError, ValueError, OSError) as error:
         raise DataError(f"{path} is not a graph archive: {error}") from error
     features = sp.csr_matrix((attr["data"], attr["indices"], attr["indptr"]), shape=attr["shape"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -220,6 +221,10 @@ def _open_named(name: str) -> tuple[Dataset, Dataset, list[str]]:
 
     cls, train, test = _named()[name]
     make = getattr(torchvision.datasets, cls)
+    packed = [d / "MNIST" / "raw" for d in (data_dir() / "mnist", data_dir())]
+    found = next((d for d in packed if (d / "train-images-idx3-ubyte.gz").is_file()), None)
+    if name == "mnist" and found is not None:
+        return *(ArrayImages(*read_idx(found, part)) for part in ("train", "t10k")), [str(i) for i in range(10)]
     tar = data_dir() / "cifar10-jpeg" / "cifar10-jpeg.tar.xz"
     if name == "cifar10" and tar.is_file():
         return _open_cifar_tar(tar)
@@ -249,6 +254,22 @@ def _open_named(name: str) -> tuple[Dataset, Dataset, list[str]]:
         cut = int(0.8 * len(order))
         return Subset(sets[0], order[:cut]), Subset(sets[0], order[cut:]), classes
     return sets[0], sets[1], classes
+
+
+def read_idx(folder: str | Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) uint8 and labels of ``PART-images-idx3-ubyte`` and ``PART-labels-idx1-ubyte``, gzipped or not."""
+    arrays = []
+    for stem in (f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"):
+        path = Path(folder) / stem
+        zipped = path.with_name(f"{stem}.gz")
+        try:
+            raw = path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
+            axes = raw[3]
+            shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i]) for i in range(axes)]
+            arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape))
+        except (OSError, EOFError, ValueError, IndexError) as error:
+            raise DataError(f"{path} (or .gz) cannot be read as IDX: {error}") from error
+    return arrays[0], arrays[1]
 
 
 def _open_cifar_tar(path: Path) -> tuple[Dataset, Dataset, list[str]]:
