@@ -20,7 +20,7 @@ def mnist(train: bool = True, full: bool = False) -> tuple[np.ndarray, np.ndarra
 
     Args:
         train: the training part, otherwise the test part.
-        full: all 60,000 or 10,000 (from ``OFFPRINT_DATA`` or fetched once); otherwise the first 6,000 or 2,000, bundled.
+        full: all 60,000 or 10,000 (from ``OFFPRINT_DATA`` or fetched once); otherwise 600 or 200 per class, bundled.
 
     Raises:
         DataError: the full set is neither there nor to be had.

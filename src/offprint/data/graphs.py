@@ -108,7 +108,7 @@ def read_planetoid(folder: str | Path, name: str):
     pairs = np.concatenate([pairs, pairs[:, ::-1]])
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     edges = np.unique(pairs[:, 0] * nodes + pairs[:, 1])
-    edges = np.stack([edges // nodes, edges % nodes])
+    edges = np.stack([edges % nodes, edges // nodes])
     masks = {"train": np.arange(len(y)), "val": np.arange(len(y), len(y) + 500), "test": np.sort(test)}
     return _data(features, labels, edges, masks)
 
