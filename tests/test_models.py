@@ -3,17 +3,24 @@
 import copy
 import io
 import pickle
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+import harness
+
 import offprint
 from offprint.errors import CheckpointError, OffprintError
 
+# every paper's adapter says how its backbones are made small: one variant for each class of network
 SMALL = {
-    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
-    "convnext_isotropic_small": {"depth": 2, "dim": 16},
+    k: v
+    for path in harness.HERE.glob("*/adapter.py")
+    for k, v in getattr(harness.adapter(path.parent.name), "SMALL", {}).items()
 }
 BACKBONES = sorted(SMALL)
 

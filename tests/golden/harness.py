@@ -7,6 +7,7 @@ in `SLUG/adapter.py`:
     CALLS = {"custom: ...": function(model, record, *inputs) -> outputs}   # or {record stem: ...} for one record's custom calls
     BUILD = {record stem: function(record) -> module}                      # for what the kwargs of a part cannot say
     CASES = {record stem: function(record) -> list of (label, got, expected, tolerance)}
+    SMALL = {model name: kwargs}           # backbones: one variant per class, small, for the properties in test_models.py
 """
 
 from __future__ import annotations

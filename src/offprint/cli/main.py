@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 import sys
 
 import typer
 
+import offprint.cli
 from offprint.cli.console import errors
 from offprint.errors import MissingExtra, OffprintError
 
-VERBS = (
-    "papers",
-    "show",
-    "models",
-    "info",
-    "train",
-    "evaluate",
-    "predict",
-    "upscale",
-    "export",
-    "prove",
-    "report",
-)
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   help="Sixty machine-learning papers, each one a working part.")  # fmt: skip
 
@@ -30,14 +19,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="
 @app.callback(invoke_without_command=True)
 def _version(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
     if version:
-        import offprint
-
         typer.echo(f"offprint {offprint.__version__}")
         raise typer.Exit()
 
 
-for verb in VERBS:
-    app.command(verb)(getattr(importlib.import_module(f"offprint.cli.{verb}"), verb))
+def _verbs() -> list[str]:
+    """The files of this folder that are verbs: those that define a function, or a Typer application, of their own name."""
+    return sorted(m.name for m in pkgutil.iter_modules(offprint.cli.__path__) if m.name not in ("main", "console"))
+
+
+for verb in _verbs():
+    found = getattr(importlib.import_module(f"offprint.cli.{verb}"), verb)
+    if isinstance(found, typer.Typer):
+        app.add_typer(found, name=verb)
+    else:
+        app.command(verb)(found)
 
 
 def main() -> None:

@@ -22,3 +22,7 @@ def layer_decay_and_schedule(record):
 
 
 CASES = {"case_layer_decay_and_schedule": layer_decay_and_schedule}
+SMALL = {
+    "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
+    "convnext_isotropic_small": {"depth": 2, "dim": 16},
+}
