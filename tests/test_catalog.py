@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from offprint import catalog
+from offprint import catalog, proofs
 from offprint.catalog import Basis, CatalogError, Claim, ProofLink, Structural, evidence
 from offprint.errors import OffprintError
 
@@ -146,10 +146,18 @@ def test_stale_says_what_changed(tmp_path):
     (folder / "s.json").write_text("{}")
     found = evidence.stale({**taken, "catalog_sha256": "x"}, tmp_path / "golden")
     assert len(found) == 3 and "catalogue" in found[0]
+    runs = {"dagnn": {"quick": {"source": "new"}, "full": {"source": "old"}}}
+    found = evidence.stale({**taken, "proofs": runs}, tmp_path / "golden", sources={"dagnn": "new", "cfsr": "x"})
+    assert [f for f in found if "proof" in f] == [
+        "the full proof of dagnn has changed since it was measured",
+        "the quick proof of cfsr is not in the snapshot",
+        "the full proof of cfsr is not in the snapshot",
+    ]
 
 
 def test_the_snapshot_matches_catalogue_and_records():
     taken = evidence.snapshot()
-    assert evidence.stale(taken, Path(__file__).parent / "golden") == []
+    sources = {slug: proofs.source_hash(slug) for slug in proofs.available()}
+    assert evidence.stale(taken, Path(__file__).parent / "golden", sources=sources) == [], "run: make evidence"
     assert json.dumps(taken)
     assert all(row["ok"] for rows in taken["golden"].values() for row in rows.values())

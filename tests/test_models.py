@@ -60,12 +60,12 @@ def test_head(name):
     features = model.forward_features(x)
     assert features.shape[1] == model.num_features
     assert torch.equal(model(x), model.forward_head(features))
-    assert model.forward_head(features, pre_logits=True).shape == (2, model.num_features)
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
     model.reset_classifier(3)
     assert model(x).shape == (2, 3) and model.num_classes == 3
     model.reset_classifier(0)
-    assert model(x).shape == (2, model.num_features)
-    assert small(name, num_classes=0)(x).shape == (2, model.num_features)
+    assert model(x).shape == (2, model.head_hidden_size)
+    assert small(name, num_classes=0)(x).shape == (2, model.head_hidden_size)
 
 
 def test_copies_give_the_same(name):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -90,8 +91,17 @@ def fingerprint(folder: Path = FOLDER) -> str:
     return digest.hexdigest()
 
 
-def stale(taken: dict[str, Any], golden_dir: str | Path, folder: Path = FOLDER) -> list[str]:
-    """What in a snapshot no longer matches the catalogue and the golden records, in words; empty when all does."""
+def stale(
+    taken: dict[str, Any], golden_dir: str | Path, folder: Path = FOLDER, sources: Mapping[str, str] | None = None
+) -> list[str]:
+    """What in a snapshot no longer matches the catalogue, the golden records and the proofs, in words; empty when all does.
+
+    Args:
+        taken: the snapshot.
+        golden_dir: folder of the golden records.
+        folder: the catalogue's.
+        sources: slug → digest of its proof's file as it is now.
+    """
     found = []
     if taken.get("catalog_sha256") != fingerprint(folder):
         found.append("the catalogue has changed since the snapshot was taken")
@@ -109,4 +119,11 @@ def stale(taken: dict[str, Any], golden_dir: str | Path, folder: Path = FOLDER) 
             found.append(f"golden record {name} is in the snapshot but not in {golden_dir}")
         elif present[key] != noted[key]:
             found.append(f"golden record {name} has changed")
+    for slug, source in (sources or {}).items():
+        for mode in ("quick", "full"):
+            run = taken.get("proofs", {}).get(slug, {}).get(mode)
+            if run is None:
+                found.append(f"the {mode} proof of {slug} is not in the snapshot")
+            elif run.get("source") != source:
+                found.append(f"the {mode} proof of {slug} has changed since it was measured")
     return found

@@ -25,6 +25,15 @@ def bar():
         yield progress
 
 
+def quiet_lightning() -> None:
+    """Leave the progress bar and the result on the screen, and not what Lightning says of itself."""
+    import logging
+    import warnings
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
 def parse_overrides(pairs: list[str]) -> dict:
     """``["lr=0.1", "mixup=0"]`` as a dictionary; values are read as Python literals where they are ones."""
     import ast

@@ -7,12 +7,25 @@ import pkgutil
 import sys
 
 import typer
+from typer.core import TyperGroup
 
 import offprint.cli
 from offprint.cli.console import errors
 from offprint.errors import MissingExtra, OffprintError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
+
+class _Verbs(TyperGroup):
+    """The group of verbs, with a word on Ctrl-C before Click ends the process."""
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            errors.print("[yellow]interrupted[/]; what was finished is kept, and the same command goes on from there")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(cls=_Verbs, no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False,
                   help="Sixty machine-learning papers, each one a working part.")  # fmt: skip
 
 
@@ -40,9 +53,6 @@ def main() -> None:
     """Entry point of the ``offprint`` command."""
     try:
         app()
-    except KeyboardInterrupt:
-        errors.print("[yellow]interrupted[/]; what was finished is kept")
-        sys.exit(130)
     except MissingExtra as error:
         errors.print(f"[red]error:[/] {error}", highlight=False, markup=True)
         sys.exit(2)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from offprint.cli.console import out, parse_overrides
+from offprint.cli.console import out, parse_overrides, quiet_lightning
 
 
 def train(
@@ -53,6 +53,7 @@ def train(
         return
     from offprint.tasks.classification import train_classifier
 
+    quiet_lightning()
     summary = train_classifier(
         model, data, output, pretrained=pretrained, checkpoint=checkpoint, overrides=overrides,
         model_options=parse_overrides(option), resume=resume, patience=patience, precision=precision,

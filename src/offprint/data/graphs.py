@@ -6,7 +6,6 @@ containers, and refuses everything else.
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections import defaultdict
 from pathlib import Path
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor
 
 from offprint.data import samples
+from offprint.data.home import data_dir, fetch_file
 from offprint.errors import DataError, unknown
-from offprint.files import atomic_write
 
 PLANETOID = {"cora": "Cora", "citeseer": "CiteSeer", "pubmed": "PubMed"}
 NPZ = {
@@ -109,7 +108,7 @@ def read_planetoid(folder: str | Path, name: str):
     pairs = pairs[pairs[:, 0] != pairs[:, 1]]
     edges = np.unique(pairs[:, 0] * nodes + pairs[:, 1])
     edges = np.stack([edges % nodes, edges // nodes])
-    masks = {"train": np.arange(len(y)), "val": np.arange(len(y), len(y) + 500), "test": np.sort(test)}
+    masks = {"train": np.arange(len(y)), "val": np.arange(len(y), min(len(y) + 500, lowest)), "test": np.sort(test)}
     return _data(features, labels, edges, masks)
 
 
@@ -142,25 +141,6 @@ def read_npz(path: str | Path):
     return _data(features, labels, np.stack([coo.row, coo.col]))
 
 
-def _home() -> Path:
-    import platformdirs
-
-    return Path(os.environ.get("OFFPRINT_DATA") or Path(platformdirs.user_cache_dir("offprint")) / "data")
-
-
-def _fetch(url: str, target: Path) -> None:
-    from urllib.error import URLError
-    from urllib.request import urlopen
-
-    try:
-        with urlopen(url, timeout=60) as answer:
-            atomic_write(target, answer.read())
-    except (URLError, OSError) as error:
-        raise DataError(
-            f"could not fetch {url} ({error}); put {target.name} into {target.parent}, or set OFFPRINT_DATA to a folder that holds it"
-        ) from error
-
-
 def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = False):
     """A graph by name.
 
@@ -174,7 +154,7 @@ def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = F
         ``torch_geometric.data.Data`` with ``x``, ``y``, ``edge_index`` (both directions) and, for Planetoid, the public masks.
     """
     key = name.lower().replace("-", "_").replace(" ", "_")
-    base = Path(root) if root else _home()
+    base = Path(root) if root else data_dir()
     if key in ("cora", "citeseer") and root is None:
         with np.load(samples.path(f"{key}.npz"), allow_pickle=False) as f:
             x = sp.csr_matrix((f["data"], f["indices"].astype(np.int32), f["indptr"]), shape=tuple(f["shape"]))
@@ -185,7 +165,7 @@ def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = F
         folder = next((d for d in folders if (d / f"ind.{key}.x").is_file()), folders[0])
         for part in PARTS:
             if not (folder / f"ind.{key}.{part}").is_file():
-                _fetch(f"{PLANETOID_HOME}/ind.{key}.{part}", folder / f"ind.{key}.{part}")
+                fetch_file(f"{PLANETOID_HOME}/ind.{key}.{part}", folder / f"ind.{key}.{part}")
         graph = read_planetoid(folder, key)
     elif key in NPZ:
         stems = (key, *NPZ[key])
@@ -196,7 +176,7 @@ def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = F
         )
         if found is None:
             found = places[0] / f"{NPZ[key][0]}.npz"
-            _fetch(f"{NPZ_HOME}/{NPZ[key][0]}.npz", found)
+            fetch_file(f"{NPZ_HOME}/{NPZ[key][0]}.npz", found)
         graph = read_npz(found)
     else:
         import torch_geometric.datasets as sets

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 import warnings
 from functools import cache
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
 
 from offprint.data import samples
+from offprint.data.home import data_dir
 from offprint.errors import DataError, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -207,13 +207,6 @@ def _named() -> dict[str, tuple[str, dict, dict]]:
         "pets": ("OxfordIIITPet", {"split": "trainval"}, {"split": "test"}),
         "aircraft": ("FGVCAircraft", {"split": "trainval"}, {"split": "test"}),
     }
-
-
-def data_dir() -> Path:
-    """Where full data sets are kept: ``OFFPRINT_DATA``, or the user's cache folder."""
-    import platformdirs
-
-    return Path(os.environ.get("OFFPRINT_DATA") or Path(platformdirs.user_cache_dir("offprint")) / "data")
 
 
 def _open_named(name: str) -> tuple[Dataset, Dataset, list[str]]:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, DateTime, Float, Integer, String, create_engine, delete, event, func, select
+from sqlalchemy import JSON, Boolean, DateTime, Float, Integer, String, create_engine, delete, event, func, inspect, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -78,6 +78,7 @@ class Row(Base):
     bands: Mapped[list] = mapped_column(JSON)
     question: Mapped[str] = mapped_column(String(1000))
     data: Mapped[str] = mapped_column(String(1000))
+    source: Mapped[str] = mapped_column(String(16), server_default="", default="")
     versions: Mapped[dict] = mapped_column(JSON)
     machine: Mapped[dict] = mapped_column(JSON)
 
@@ -121,6 +122,9 @@ class Ledger:
             if self.url.startswith("sqlite"):
                 event.listen(self.engine, "connect", _wal)
             Base.metadata.create_all(self.engine)
+            if "source" not in {c["name"] for c in inspect(self.engine).get_columns("runs")}:  # a ledger of version 0.1.0
+                with self.engine.begin() as connection:
+                    connection.execute(text("ALTER TABLE runs ADD COLUMN source VARCHAR(16) NOT NULL DEFAULT ''"))
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise self._error("opened", error) from error
 
@@ -134,7 +138,7 @@ class Ledger:
         """Enter a verdict of :func:`offprint.prove`; returns its row number."""
         row = Row(
             slug=verdict.slug, mode=verdict.mode, date=verdict.date, ok=verdict.ok, seconds=verdict.seconds,
-            figures=verdict.figures, bands=verdict.bands, question=verdict.question, data=verdict.data,
+            figures=verdict.figures, bands=verdict.bands, question=verdict.question, data=verdict.data, source=verdict.source,
             versions=verdict.versions, machine=verdict.machine,
         )  # fmt: skip
         return self._write(row)

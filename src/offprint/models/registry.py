@@ -156,7 +156,7 @@ def create_model(
     name: str,
     pretrained: bool | str = False,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     features_only: bool = False,
     out_indices: tuple[int, ...] | list[int] | None = None,
     checkpoint_path: str | None = None,
@@ -169,7 +169,8 @@ def create_model(
         pretrained: load the released weights (``True``: the first, or the tag of one).
         num_classes: outputs of the classifier; ``None`` keeps the model's own number, ``0`` drops the classifier. A
             released classifier of another size is dropped, since asking for the size is asking for that.
-        in_chans: input channels; weights of a 3-channel checkpoint are adapted.
+        in_chans: input channels; ``None`` is the model's own number, 3 for a model of photographs. Weights of a checkpoint
+            with another number are adapted.
         features_only: return a list of feature maps instead of logits (backbones).
         out_indices: which maps (0 is the finest); default all. Only with ``features_only``.
         checkpoint_path: weight file in any dialect the model knows.
@@ -202,9 +203,9 @@ def create_model(
     elif chosen is not None and chosen.num_classes is not None:
         arguments["num_classes"] = chosen.num_classes
     takes = inspect.signature(spec.build).parameters
-    if "in_chans" in takes and (in_chans != 3 or "in_chans" not in arguments):
+    if in_chans is not None and "in_chans" in takes:
         arguments["in_chans"] = in_chans
-    elif in_chans != 3 and "in_chans" not in takes:
+    elif in_chans not in (None, 3):
         raise OffprintError(f"{name} has no image channels to choose; in_chans={in_chans} was given")
     open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
     for key in arguments:

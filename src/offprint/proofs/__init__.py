@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from offprint.errors import OffprintError, unknown
@@ -106,6 +105,7 @@ class Verdict:
     date: str
     question: str = ""
     data: str = ""
+    source: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
 
@@ -129,13 +129,20 @@ def load(slug: str) -> Proof:
     return importlib.import_module(f"{__name__}.{slug.replace('-', '_')}").PROOF
 
 
+def source_hash(slug: str) -> str:
+    """A short digest of a proof's file, the same however it is laid out; a figure measured by another file is stale."""
+    import re
+
+    path = Path(__file__).with_name(slug.replace("-", "_") + ".py")
+    return hashlib.sha256(re.sub(r"[\s\"'(),]", "", path.read_text(encoding="utf-8")).encode()).hexdigest()[:16]
+
+
 class _Run:
     """The context of one run: forwards progress, keeps parts in the ledger when there is one."""
 
     def __init__(self, proof: Proof, quick: bool, ledger=None, progress=None):
         self.quick, self._proof, self._ledger, self._progress = quick, proof, ledger, progress
-        source = inspect.getsource(sys.modules[proof.run.__module__])
-        self.key = f"{proof.slug}:{'quick' if quick else 'full'}:{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+        self.key = f"{proof.slug}:{'quick' if quick else 'full'}:{source_hash(proof.slug)}"
 
     def total(self, steps: int) -> None:
         if self._progress is not None:
@@ -197,7 +204,7 @@ def prove(slug: str, quick: bool = True, *, ledger=None, progress=None) -> Verdi
         figures = json.loads(json.dumps(proof.run(context)))
     verdict = Verdict(
         proof.slug, mode, figures, judge(proof, mode, figures), round(time.perf_counter() - started, 2), room.now(),
-        proof.question, proof.data, room.versions(), room.machine()
+        proof.question, proof.data, source_hash(slug), room.versions(), room.machine(),
     )  # fmt: skip
     if book is not None:
         book.record(verdict)

@@ -307,9 +307,7 @@ def train_classifier(
         warnings.filterwarnings(
             "ignore", ".*(does not have many workers|Checkpoint directory|weights_only|litlogger).*"
         )
-        trainer.fit(task, datamodule=module, ckpt_path=str(last) if last.exists() else None)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+        fit(trainer, task, module, last)
     best = keep.best_model_path or str(last)
     state = read_file(best)
     weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
@@ -329,6 +327,16 @@ def train_classifier(
     }
     atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
+
+
+def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule, last: Path) -> None:
+    """Train, from the checkpoint ``last`` on where there is one; an interrupted run ends in KeyboardInterrupt."""
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _loggers(which: str, folder: Path):
