@@ -106,7 +106,9 @@ def test_it_learns_and_keeps_the_epoch_of_the_lowest_validation_loss():
     model = offprint.create_model("dagnn_cora", in_features=6, num_classes=3, dropout=0.2)
     run = fit_node_classifier(model, data, weight_decay=0.0, epochs=60, patience=10)
     assert run.test_accuracy > 90 and run.epochs <= 60
-    data.y = data.y[torch.randperm(80)]  # labels without a pattern: the validation loss rises, and the rule stops after the half
+    data.y = data.y[
+        torch.randperm(80)
+    ]  # labels without a pattern: the validation loss rises, and the rule stops after the half
     again = offprint.create_model("dagnn_cora", in_features=6, num_classes=3, dropout=0.0)
     stopped = fit_node_classifier(again, data, lr=0.05, weight_decay=0.0, epochs=120, patience=5)
     assert 60 < stopped.epochs < 120

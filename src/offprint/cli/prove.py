@@ -60,11 +60,15 @@ def _table(verdicts) -> Table:
     for column in ("paper", "the paper says", "measured here", "declared band", "verdict", "s"):
         table.add_column(column, overflow="fold")
     for verdict in verdicts:
-        claims = [c for c in catalog.paper(verdict.slug).claims if c.value is not None]
+        linked = {c.evidence.proof.figure: c for c in catalog.paper(verdict.slug).claims if c.evidence.proof}
+        about = next(iter(linked.values()), None)  # beside the first figure where none of them is the claim's own
         for i, band in enumerate(verdict.bands):
-            claim = next((c for c in claims if c.evidence.proof and c.evidence.proof.figure == band["figure"]), None)
-            claim = claim or (claims[0] if claims and i == 0 else None)
-            said = f"{claim.metric} {claim.value:g} {claim.unit} ({claim.data})" if claim else ""
+            claim = linked.get(band["figure"]) or (
+                about if i == 0 and not any(b["figure"] in linked for b in verdict.bands) else None
+            )
+            said = ""
+            if claim is not None:
+                said = claim.statement or f"{claim.metric} {claim.value:g} {claim.unit} ({claim.data})"
             value = "missing" if band["value"] is None else f"{band['value']:.4g} {band['unit']}"
             table.add_row(
                 verdict.slug if i == 0 else "", said, f"{band['figure']} = {value}", band["text"],

@@ -14,7 +14,21 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, DateTime, Float, Integer, String, create_engine, delete, event, func, inspect, select, text
+from sqlalchemy import (
+    JSON,
+    Boolean,
+    DateTime,
+    Float,
+    Integer,
+    String,
+    create_engine,
+    delete,
+    event,
+    func,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -122,7 +136,9 @@ class Ledger:
             if self.url.startswith("sqlite"):
                 event.listen(self.engine, "connect", _wal)
             Base.metadata.create_all(self.engine)
-            if "source" not in {c["name"] for c in inspect(self.engine).get_columns("runs")}:  # a ledger of version 0.1.0
+            if "source" not in {
+                c["name"] for c in inspect(self.engine).get_columns("runs")
+            }:  # a ledger of version 0.1.0
                 with self.engine.begin() as connection:
                     connection.execute(text("ALTER TABLE runs ADD COLUMN source VARCHAR(16) NOT NULL DEFAULT ''"))
         except (SQLAlchemyError, OSError, ImportError) as error:

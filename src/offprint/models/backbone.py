@@ -126,6 +126,11 @@ class Backbone(nn.Module):
         self.out_indices, self.num_classes = chosen, 0
         return self
 
+    @property
+    def head_hidden_size(self) -> int:
+        """Features that reach the classifier; a head with a layer of its own before that says another number."""
+        return self.num_features
+
     def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.get_submodule(self.classifier)
@@ -138,7 +143,7 @@ class Backbone(nn.Module):
         reference = next(self.parameters())
         new: nn.Module = nn.Identity()
         if num_classes > 0:
-            width = getattr(old, "in_features", self.num_features)
+            width = getattr(old, "in_features", self.head_hidden_size)
             new = nn.Linear(width, num_classes, device=reference.device, dtype=reference.dtype)
             nn.init.trunc_normal_(new.weight, std=0.02)
             nn.init.zeros_(new.bias)

@@ -147,7 +147,7 @@ def train_restoration(
         loss.backward()
         optimizer.step()
         schedule.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if progress:
             progress()
     model.eval()
