@@ -10,6 +10,7 @@ FIRST := convnext swin-unetr cfsr dagnn gradient-noise eigen-cam concept-pruning
 setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
+	@echo "setting up .venv: the first time this fetches about 3 GB and takes a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -22,7 +23,7 @@ run: .venv/.ready
 	@$(BIN)/offprint prove $(FIRST) --quick --report report.html
 
 test: .venv/.ready
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: .venv/.ready
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from offprint.errors import OffprintError
+from offprint.nn import DepthwiseConv2d, Pointwise
 
 
 def example_input(model: nn.Module, batch: int = 1, seed: int = 0) -> Tensor:
@@ -48,7 +49,7 @@ def _fold(parent: nn.Module, first: str, second: str) -> bool:
     """Fold a BatchNorm into the convolution or linear layer before it; exact in evaluation mode."""
     layer: Any = getattr(parent, first, None)
     norm: Any = getattr(parent, second, None)
-    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Pointwise, DepthwiseConv2d)
     if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) or norm.running_var is None:
         return False
     if type(layer) in convolutions and layer.out_channels == norm.num_features:

@@ -33,7 +33,7 @@ def model_info(model: str | nn.Module, input_size: tuple[int, ...] | None = None
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    from offprint.models.deploy import example_input
+    from offprint.models.deploy import _tensors, example_input
 
     if isinstance(model, str):
         with torch.device("meta"):
@@ -43,8 +43,7 @@ def model_info(model: str | nn.Module, input_size: tuple[int, ...] | None = None
     counts = {"activations": 0}
 
     def count(_module, _inputs, output):
-        if isinstance(output, Tensor):
-            counts["activations"] += output.numel()
+        counts["activations"] += sum(t.numel() for t in _tensors(output))
 
     hooks = [
         m.register_forward_hook(count)

@@ -71,6 +71,11 @@ class Classification(L.LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
 
+    def on_train_start(self) -> None:
+        told = getattr(self.model, "set_training_steps", None)  # a model whose regularisation grows over training
+        if callable(told):
+            told(int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches)
+
     def on_train_batch_start(self, batch, batch_idx) -> None:
         torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 9_973 + self.global_rank)
 
@@ -78,7 +83,13 @@ class Classification(L.LightningModule):
         images, labels = batch
         if self.mix is not None:
             images, labels = self.mix(images, labels)
-        loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.recipe.label_smoothing)
+        output = self.model(images)
+        loss = F.cross_entropy(
+            output[0] if isinstance(output, tuple) else output, labels, label_smoothing=self.recipe.label_smoothing
+        )
+        if isinstance(output, tuple):  # a side classifier's logits (Inception, NASNet)
+            side = F.cross_entropy(output[1], labels, label_smoothing=self.recipe.label_smoothing)
+            loss = loss + self.model.aux_weight * side
         if not torch.isfinite(loss):
             kept = (
                 f"the last good checkpoint is {self.last_good}"

@@ -107,13 +107,19 @@ OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf")
 
 
 def build_optimizer(model, recipe: Recipe, batch: int):
-    """The recipe's optimizer; biases, norms and other vectors are not decayed unless the recipe says so."""
+    """The recipe's optimizer; biases, norms and other vectors are not decayed unless the recipe says so.
+
+    A model may name more that is not: ``undecayed``, a regular expression searched for in parameter names.
+    """
+    import re
+
     import torch
 
+    free = re.compile(getattr(model, "undecayed", "") or r"(?!)")
     decayed, plain = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            vector = parameter.ndim <= 1 or name.endswith(".bias")
+            vector = parameter.ndim <= 1 or name.endswith(".bias") or bool(free.search(name))
             (plain if vector and not recipe.decay_vectors else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
@@ -125,5 +131,9 @@ def build_optimizer(model, recipe: Recipe, batch: int):
             return torch.optim.Adam(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)
         case "sgd" | "nesterov":
             return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.optimizer == "nesterov")
+        case "rmsprop_tf":
+            from offprint.tasks.rmsprop import RMSpropTF
+
+            return RMSpropTF(groups, lr=lr, alpha=0.9, momentum=recipe.momentum, eps=recipe.eps)
         case _:
             return torch.optim.RMSprop(groups, lr=lr, alpha=0.9, momentum=recipe.momentum, eps=recipe.eps)

@@ -22,7 +22,7 @@ from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
-from offprint.nn import DropPath, LayerNorm2d, drop_path_rates
+from offprint.nn import DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
 
 
 class Block(nn.Module):
@@ -60,7 +60,7 @@ def _init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class ConvNeXt(Backbone):
+class ConvNeXt(MaskedTokens, Backbone):
     """The hierarchical network of Table 9: four stages at strides 4, 8, 16 and 32.
 
     Args:
@@ -107,7 +107,9 @@ class ConvNeXt(Backbone):
             reshape=lambda state, model: {k: _flat(k, v) for k, v in state.items()},
         ),
     )
-    optional_state = r"^norm\d\."  # the pyramid's own norms: no classification checkpoint holds them
+    optional_state = r"^norm\d\.|^mask_token$"  # the pyramid's own norms, and what only masked pre-training needs
+    undecayed = "mask_token"
+    patch_size = 4
 
     def __init__(
         self,
@@ -125,6 +127,7 @@ class ConvNeXt(Backbone):
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
         self.pyramid_channels = list(dims)
         self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
+        self.register_parameter("mask_token", None)
         self.downsample_layers = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
         )
@@ -149,10 +152,17 @@ class ConvNeXt(Backbone):
             setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
         return self
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, C, H/32, W/32), before pooling and the final norm."""
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = self.run(stage, downsample(x))
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The last map (B, C, H/32, W/32), before pooling and the final norm.
+
+        Args:
+            mask: (B, H/4, W/4), 1 for patches to hide (see :class:`~offprint.nn.MaskedTokens`).
+        """
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = downsample(x)
+            if i == 0 and mask is not None:
+                x = self.hide(x.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
+            x = self.run(stage, x)
         return x
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
@@ -169,7 +179,7 @@ class ConvNeXt(Backbone):
         return x if pre_logits else self.head(x)
 
 
-class ConvNeXtIsotropic(Backbone):
+class ConvNeXtIsotropic(MaskedTokens, Backbone):
     """One width and one resolution throughout, stride 16 (Table 2).
 
     Args:
@@ -180,7 +190,9 @@ class ConvNeXtIsotropic(Backbone):
     """
 
     input_layers = ("stem",)
-    minimum = 16
+    optional_state = "^mask_token$"
+    undecayed = "mask_token"
+    minimum = patch_size = 16
 
     def __init__(
         self,
@@ -195,6 +207,7 @@ class ConvNeXtIsotropic(Backbone):
         super().__init__()
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dim
         self.pyramid_channels, self.pyramid_reductions = [dim], [16]
+        self.register_parameter("mask_token", None)
         self.stem = nn.Conv2d(in_chans, dim, 16, 16)
         self.blocks = nn.ModuleList(
             Block(dim, p, layer_scale_init_value) for p in drop_path_rates(drop_path_rate, depth)
@@ -213,9 +226,12 @@ class ConvNeXtIsotropic(Backbone):
                 block.gamma = nn.Parameter(torch.ones_like(block.norm.weight))
         return state
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The map (B, C, H/16, W/16)."""
-        return self.run(self.blocks, self.stem(x))
+    def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The map (B, C, H/16, W/16); ``mask`` (B, H/16, W/16) is 1 for patches to hide."""
+        x = self.stem(x)
+        if mask is not None:
+            x = self.hide(x.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
+        return self.run(self.blocks, x)
 
     def forward_pyramid(self, x: Tensor) -> list[Tensor]:
         """The one map, in a list."""

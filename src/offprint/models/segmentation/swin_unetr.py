@@ -17,7 +17,6 @@ were trained with, and the default. ``fixed`` is MONAI's since 1.5 and ``merging
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ from offprint.errors import OffprintError, unknown
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
 from offprint.nn import DropPath, cosine_schedule, drop_path_rates
+from offprint.nn.windows import attend, join, relative_position_index, split, windows
 
 ORDERS = {
     "legacy": ("000", "100", "010", "001", "101", "010", "001", "111"),
@@ -45,45 +45,6 @@ def _clamp(sides: tuple[int, ...], window: int) -> tuple[tuple[int, ...], tuple[
     return size, tuple(0 if s <= window else window // 2 for s in sides)
 
 
-def _split(x: Tensor, window: tuple[int, ...]) -> Tensor:
-    """(B, *sides, C) to (B, windows, tokens, C)."""
-    b, c, n = x.shape[0], x.shape[-1], len(window)
-    shape = [b]
-    for side, w in zip(x.shape[1:-1], window, strict=True):
-        shape += [side // w, w]
-    order = [0, *range(1, 2 * n, 2), *range(2, 2 * n + 1, 2), 2 * n + 1]
-    return x.reshape(*shape, c).permute(*order).reshape(b, -1, math.prod(window), c)
-
-
-def _join(x: Tensor, window: tuple[int, ...], sides: tuple[int, ...]) -> Tensor:
-    """The inverse of :func:`_split`."""
-    b, c, n = x.shape[0], x.shape[-1], len(window)
-    counts = [s // w for s, w in zip(sides, window, strict=True)]
-    order = [0, *itertools.chain.from_iterable((1 + i, 1 + n + i) for i in range(n)), 2 * n + 1]
-    return x.reshape(b, *counts, *window, c).permute(*order).reshape(b, *sides, c)
-
-
-def _shift_mask(sides: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...]) -> Tensor:
-    """(windows, tokens, tokens): -100 between tokens that the roll brought together from different regions."""
-    labels = torch.zeros(sides, dtype=torch.long)
-    parts = [
-        (slice(-w), slice(-w, -s if s else None), slice(-s, None)) if s else (slice(None),)
-        for w, s in zip(window, shift, strict=True)
-    ]
-    for i, region in enumerate(itertools.product(*parts)):
-        labels[region] = i
-    flat = _split(labels[None, ..., None].float(), window)[0, :, :, 0]
-    return (flat[:, None] != flat[:, :, None]).float() * -100.0
-
-
-def relative_position_index(window: int, spatial_dims: int) -> Tensor:
-    """(tokens, tokens): row of the bias table for each pair of tokens of a window."""
-    axes = torch.stack(torch.meshgrid(*[torch.arange(window)] * spatial_dims, indexing="ij")).flatten(1)
-    offset = axes[:, :, None] - axes[:, None] + window - 1
-    weights = torch.tensor([(2 * window - 1) ** i for i in reversed(range(spatial_dims))])
-    return (offset * weights[:, None, None]).sum(0)
-
-
 class WindowAttention(nn.Module):
     """Attention inside windows with a relative position bias.
 
@@ -96,19 +57,17 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** spatial_dims, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window, spatial_dims))
+        self.register_buffer("relative_position_index", relative_position_index((window,) * spatial_dims))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """(B, windows, tokens, C) to the same."""
         b, windows, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, windows, n, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
+        q, k, v = self.qkv(x).reshape(b * windows, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
         bias = self.relative_position_bias_table[self.relative_position_index[:n, :n].reshape(-1)]
-        bias = bias.reshape(n, n, self.heads).permute(2, 0, 1)
-        bias = bias if mask is None else bias + mask[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-        return self.proj(out.transpose(2, 3).reshape(b, windows, n, c))
+        bias = bias.t().reshape(self.heads, n, n)
+        return self.proj(attend(q, k, v, bias, mask)).view(b, windows, n, c)
 
 
 class MLP(nn.Module):
@@ -133,25 +92,11 @@ class SwinBlock(nn.Module):
         self.mlp = MLP(dim, 4 * dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, *sides, C) to the same; ``mask`` is the stage's for displaced windows."""
-        sides = tuple(x.shape[1:-1])
-        window, shift = _clamp(sides, self.window)
-        axes = tuple(range(1, len(sides) + 1))
-        y = self.norm1(x)
-        pads = [(-s) % w for s, w in zip(sides, window, strict=True)]
-        if any(pads):  # zeros, after the norm: they take part in attention, as in the weights' training
-            y = F.pad(y, (0, 0, *itertools.chain.from_iterable((0, p) for p in reversed(pads))))
-        padded = tuple(y.shape[1:-1])
-        moved = self.shifted and any(shift)
-        if moved:
-            y = torch.roll(y, [-s for s in shift], axes)
-        y = _join(self.attn(_split(y, window), mask if moved else None), window, padded)
-        if moved:
-            y = torch.roll(y, list(shift), axes)
-        if any(pads):
-            y = y[(slice(None), *(slice(s) for s in sides))]
-        x = x + self.drop_path(y)
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, *sides, C) to the same. Zeros added after the norm take part in attention, as in the weights' training."""
+        window, shift = _clamp(tuple(x.shape[1:-1]), self.window)
+        cut = windows(x.shape[1:-1], window, shift if self.shifted else (0,) * len(window), x.device)
+        x = x + self.drop_path(join(self.attn(split(self.norm1(x), cut), cut.mask), cut))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
@@ -180,34 +125,15 @@ class Stage(nn.Module):
         self, dim: int, depth: int, heads: int, window: int, spatial_dims: int, order: str, rates, shift: bool
     ):
         super().__init__()
-        self.window = window
         self.blocks = nn.ModuleList(
             SwinBlock(dim, heads, window, spatial_dims, shift and i % 2 == 1, rates[i]) for i in range(depth)
         )
         self.downsample = PatchMerging(dim, spatial_dims, order)
-        self._masks: dict = {}
-
-    def mask(self, sides: tuple[int, ...], device) -> Tensor | None:
-        """The shift mask of this size, made once."""
-        window, shift = _clamp(sides, self.window)
-        if not any(shift):
-            return None
-        padded = tuple(-(-s // w) * w for s, w in zip(sides, window, strict=True))
-        if torch.compiler.is_compiling():
-            return _shift_mask(padded, window, shift).to(device)
-        key = (padded, device)
-        if key not in self._masks:
-            self._masks[key] = _shift_mask(padded, window, shift).to(device)
-        return self._masks[key]
-
-    def __getstate__(self):
-        return {**self.__dict__, "_masks": {}}
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(1, -1)
-        mask = self.mask(tuple(x.shape[1:-1]), x.device)
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x)
         return self.downsample(x).movedim(-1, 1)
 
 
