@@ -9,7 +9,6 @@ import pkgutil
 import sys
 from pathlib import Path
 
-import torch
 from rich.progress import track
 from rich.table import Table
 
@@ -28,7 +27,6 @@ def main(wanted: list[str]) -> int:
     for slug in wanted:
         if slug not in known:
             raise unknown("benchmark", slug, known)
-    torch.set_num_threads(torch.get_num_threads())
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
     table = Table(title="theirs / ours, in seconds of one run", title_justify="left", header_style="bold")
     for column in ("paper", "work", "peer", "ours (s)", "theirs (s)", "ratio", "peak MB ours/theirs"):

@@ -203,7 +203,7 @@ def test_layer_decay_groups():
     [
         ("hornet_tiny_gf", SMALL),
         ("convnext_tiny", {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}),
-        ("mobilenetv2_100", {"width": 0.25, "out_indices": (1, 2, 3, 4)}),
+        ("ghostnetv2_100", {"width": 0.25, "out_indices": (1, 2, 3, 4)}),
         ("halonet_h1", {"blocks": ("c", "c", "c", "a"), "mids": (8, 8, 16, 16), "widths": (8, 16, 24, 32)}),
     ],
 )

@@ -89,6 +89,7 @@ def test_export_and_compile(name):
     expected = model(x)
     program = torch.export.export(model, (x,), strict=False).module()
     assert torch.allclose(program(x), expected, atol=1e-5)
+    torch._dynamo.reset()  # all backbones share the code of Backbone.forward, which is compiled anew for a few classes only
     assert torch.allclose(torch.compile(model, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
 
 

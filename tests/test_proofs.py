@@ -130,5 +130,5 @@ def test_a_layout_change_is_not_a_change(tmp_path, monkeypatch):
     monkeypatch.setattr(proofs, "Path", lambda *_: tmp_path / "__init__.py")
     (tmp_path / "dagnn.py").write_text(text.replace("\n", "\n\n"))
     assert proofs.source_hash("dagnn") == before
-    (tmp_path / "dagnn.py").write_text(text.replace("0.5", "0.6"))
+    (tmp_path / "dagnn.py").write_text(text.replace("82.5", "82.6"))
     assert proofs.source_hash("dagnn") != before

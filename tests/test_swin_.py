@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import offprint
 from offprint.errors import CheckpointError, OffprintError
-from offprint.models.backbones.swin import SwinTransformer, WindowAttention, layer_decay_groups, resample_table
+from offprint.models.backbones.swin import SwinTransformer, WindowAttention, layer_decay_groups
+from offprint.nn.positions import resample_table
 from offprint.nn.windows import attend, gather_bias, join, split, windows
 from offprint.tasks.recipe import Recipe, build_optimizer
 

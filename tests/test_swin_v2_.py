@@ -27,9 +27,10 @@ from offprint.models.backbones.swin_v2 import (
     normalize_targets,
     simmim_mask,
 )
-from offprint.tasks.classification import NonFiniteLoss, train_classifier, trained_model
+from offprint.tasks.classification import train_classifier, trained_model
 from offprint.tasks.pretraining import pretrain, pretraining_recipe
 from offprint.tasks.recipe import Recipe, build_optimizer
+from offprint.tasks.running import NonFiniteLoss
 
 SMALL = {"embed_dim": 8, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 4)}
 

@@ -16,13 +16,13 @@ from offprint.data.images import ImageFolder, check_labels, open_images
 from offprint.errors import DataError, OffprintError
 from offprint.tasks import classification
 from offprint.tasks.classification import (
-    NonFiniteLoss,
     evaluate_classifier,
     predict_images,
     train_classifier,
     trained_model,
 )
 from offprint.tasks.recipe import Recipe, build_optimizer
+from offprint.tasks.running import NonFiniteLoss
 
 TINY = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
 FAST = {"epochs": 3, "batch_size": 8, "lr": 1e-3, "reference_batch": 0, "input_size": 32, "warmup_epochs": 0}
@@ -103,6 +103,21 @@ train({str(folder)!r}, {str(tmp_path / "cut")!r}, callbacks=(Die(2),))
     train(folder, tmp_path / "whole")
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_every_epoch_leaves_a_checkpoint(folder, tmp_path):
+    """Also one that was no better than those before: a resumed run repeats nothing."""
+    seen = []
+
+    class Note(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            module_file = tmp_path / "last.ckpt"
+            if module_file.exists():
+                seen.append((trainer.current_epoch, torch.load(module_file, weights_only=True)["epoch"]))
+
+    train(folder, tmp_path, overrides={"epochs": 4, "lr": 1e-12}, callbacks=(Note(),))  # nothing is learnt
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 3
+    assert [epoch for epoch, kept in seen if kept < epoch - 1] == []
 
 
 def test_it_learns_and_its_folder_is_a_model(folder, tmp_path):

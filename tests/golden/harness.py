@@ -18,6 +18,7 @@ import importlib
 import importlib.util
 import sys
 import tempfile
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -34,6 +35,18 @@ CALLS = {
     "forward_features": lambda model, record, *x: model.forward_features(*x),
     "features": lambda model, record, *x: model(*x),
 }
+
+
+@contextmanager
+def one_thread():
+    """As the records were taken. Another number of threads sums in another order, and with weights as random as a record's some
+    networks (saturated gates, close singular values, fifty layers) turn the last bit of a sum into another answer."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def name(path: Path) -> str:
@@ -144,4 +157,6 @@ def check_case(path: Path) -> tuple[list[str], float]:
 
 
 def check(path: Path) -> tuple[list[str], float]:
-    return (check_model if "state" in golden.load(path) else check_case)(path)
+    """What disagrees in a record or a case, in words, and the largest relative difference."""
+    with one_thread():
+        return (check_model if "state" in golden.load(path) else check_case)(path)

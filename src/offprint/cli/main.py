@@ -38,7 +38,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def _verbs() -> list[str]:
     """The files of this folder that are verbs: those that define a function, or a Typer application, of their own name."""
-    return sorted(m.name for m in pkgutil.iter_modules(offprint.cli.__path__) if m.name not in ("main", "console"))
+    return sorted(
+        m.name for m in pkgutil.iter_modules(offprint.cli.__path__) if m.name not in ("main", "console", "_training")
+    )
 
 
 for verb in _verbs():

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from offprint.data import samples
@@ -141,12 +142,73 @@ def read_npz(path: str | Path):
     return _data(features, labels, np.stack([coo.row, coo.col]))
 
 
+def _from_torch_geometric(name: str, base: Path):
+    """A graph of ``torch_geometric.datasets``: ``Class``, ``Class/name``, ``Class/name#number``."""
+    import inspect
+
+    import torch_geometric.datasets as sets
+
+    path, _, number = name.partition("#")
+    cls, _, inner = path.partition("/")
+    if cls not in sets.__all__:
+        raise unknown("graph", name, [*PLANETOID.values(), *(k.title() for k in NPZ), *sets.__all__])
+    maker = getattr(sets, cls)
+    takes = inspect.signature(maker).parameters
+    given = {"root": str(base / cls)} if "root" in takes else {}
+    open_ones = [p.name for p in takes.values() if p.default is p.empty and p.kind == p.POSITIONAL_OR_KEYWORD]
+    open_ones = [p for p in open_ones if p not in given]
+    if inner:
+        field = next((f for f in (*open_ones, "name", "split") if f in takes), None)
+        if field is None:
+            raise DataError(f"torch_geometric.datasets.{cls} has no parts to choose from; ask for {cls!r}")
+        given[field] = inner
+    lacking = [p for p in open_ones if p not in given]
+    if lacking:
+        how = (
+            f"ask for '{cls}/{lacking[0].upper()}'"
+            if len(lacking) == 1 and not inner
+            else "make it yourself and pass the Data"
+        )
+        raise DataError(f"torch_geometric.datasets.{cls} needs {', '.join(lacking)}; {how}")
+    try:
+        made = maker(**given)
+    except (AssertionError, KeyError) as error:
+        raise DataError(f"torch_geometric.datasets.{cls} does not know {inner!r} {error}".rstrip()) from error
+    except Exception as error:
+        raise DataError(
+            f"torch_geometric.datasets.{cls} could not be made ({type(error).__name__}: {error}); without a network, "
+            f"put its raw files into {base / cls}, or set OFFPRINT_DATA to a folder that holds {cls}/"
+        ) from error
+    if not number and len(made) != 1:
+        raise DataError(f"{path} holds {len(made)} graphs; choose one, for example '{path}#0'")
+    if number and not (number.isdigit() and int(number) < len(made)):
+        raise DataError(f"{path} has no graph {number!r}; they are numbered from 0 to {len(made) - 1}")
+    graph = made[int(number or 0)]
+    if not hasattr(graph, "edge_index") or hasattr(graph, "node_types"):
+        raise DataError(
+            f"{name} is a {type(graph).__name__} without one edge_index; node models read homogeneous graphs"
+        )
+    return graph
+
+
+def local(name: str, root: str | Path | None = None) -> Path | None:
+    """The archive of an Amazon or Coauthor graph on this machine, or none."""
+    key = name.lower()
+    base = Path(root) if root else data_dir()
+    for folder in (base / "graphs" / "npz", base / "npz", base):
+        for file in sorted(folder.glob("*.npz")) if folder.is_dir() else ():
+            if file.stem.lower() in (key, *NPZ[key]):
+                return file
+    return None
+
+
 def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = False):
     """A graph by name.
 
     Args:
         name: ``Cora``, ``CiteSeer`` (bundled), ``PubMed``, ``Amazon_Computers``, ``Amazon_Photo``, ``Coauthor_CS``,
-            ``Coauthor_Physics``, or any class of ``torch_geometric.datasets`` as ``Class`` or ``Class/name``.
+            ``Coauthor_Physics``, or any class of ``torch_geometric.datasets`` as ``Class`` or ``Class/name``; of a set of
+            several graphs, ``Class/name#3`` is the fourth.
         root: where local copies are; default ``OFFPRINT_DATA`` or the user's cache, which fetched files are kept in.
         normalize: make each row of features sum to one (:func:`normalize_features`).
 
@@ -168,24 +230,13 @@ def load_graph(name: str, root: str | Path | None = None, *, normalize: bool = F
                 fetch_file(f"{PLANETOID_HOME}/ind.{key}.{part}", folder / f"ind.{key}.{part}")
         graph = read_planetoid(folder, key)
     elif key in NPZ:
-        stems = (key, *NPZ[key])
-        places = [base / "graphs" / "npz", base / "npz", base]
-        found = next(
-            (p for d in places if d.is_dir() for s in stems for p in sorted(d.glob("*.npz")) if p.stem.lower() == s),
-            None,
-        )
+        found = local(key, root)
         if found is None:
-            found = places[0] / f"{NPZ[key][0]}.npz"
+            found = base / "graphs" / "npz" / f"{NPZ[key][0]}.npz"
             fetch_file(f"{NPZ_HOME}/{NPZ[key][0]}.npz", found)
         graph = read_npz(found)
     else:
-        import torch_geometric.datasets as sets
-
-        cls, _, inner = name.partition("/")
-        if cls not in sets.__all__:
-            raise unknown("graph", name, [*PLANETOID.values(), *(k.title() for k in NPZ), *sets.__all__])
-        maker = getattr(sets, cls)
-        graph = (maker(str(base / cls), inner) if inner else maker(str(base / cls)))[0]
+        graph = _from_torch_geometric(name, base)
     check_graph(graph)
     if normalize:
         graph.x = normalize_features(graph.x)
@@ -212,31 +263,80 @@ def check_graph(graph) -> None:
         raise DataError(f"{len(graph.y)} labels for {n} nodes")
 
 
+def largest_component(edge_index: Tensor, n: int) -> Tensor:
+    """(n,) true for the nodes of the largest connected part, edges taken both ways."""
+    row, col = edge_index.cpu().numpy()
+    matrix = sp.coo_matrix((np.ones(len(row), dtype=np.int8), (row, col)), shape=(n, n))
+    _, part = connected_components(matrix, directed=False)
+    return torch.from_numpy(part == np.bincount(part).argmax())
+
+
 def random_split(
-    y: Tensor, seed: int, *, train: int = 20, val: int = 500, test: int | None = 1000, per_class_val: bool = False
+    y: Tensor,
+    seed: int,
+    *,
+    train: int = 20,
+    val: int = 500,
+    test: int | None = 1000,
+    per_class_val: bool = False,
+    within: Tensor | None = None,
 ):
-    """Masks of a random split: ``train`` nodes per class, then ``val`` and ``test`` of the rest.
+    """Masks of a random split: ``train`` nodes per class, then ``val`` and ``test`` of the rest; nodes without a label (y
+    below 0) are in none.
 
     Args:
         per_class_val: ``val`` counts per class too and all the rest is test (the protocol of Amazon and Coauthor).
+        within: (n,) only these nodes take part, such as :func:`largest_component`'s.
 
     Returns:
         Three boolean masks.
     """
     generator = torch.Generator().manual_seed(seed)
     masks = [torch.zeros(len(y), dtype=torch.bool) for _ in range(3)]
+    usable = y >= 0 if within is None else (y >= 0) & within
     for label in range(int(y.max()) + 1):
-        members = (y == label).nonzero().flatten()
+        members = ((y == label) & usable).nonzero().flatten()
         if len(members) <= train:
             raise DataError(f"class {label} has {len(members)} nodes; a split with {train} per class needs more")
         members = members[torch.randperm(len(members), generator=generator)]
         masks[0][members[:train]] = True
         if per_class_val:
             masks[1][members[train : train + val]] = True
-    rest = (~(masks[0] | masks[1])).nonzero().flatten()
+    rest = (usable & ~(masks[0] | masks[1])).nonzero().flatten()
     rest = rest[torch.randperm(len(rest), generator=generator)]
     if not per_class_val:
         masks[1][rest[:val]] = True
         rest = rest[val:]
     masks[2][rest if test is None or per_class_val else rest[:test]] = True
     return tuple(masks)
+
+
+def split_of(graph, seed: int = 0) -> tuple[tuple[Tensor, Tensor, Tensor], str]:
+    """Masks to judge a model by, and what they are in words.
+
+    The graph's own where it has them (of several, number ``seed``); else 20 nodes per class to learn from, 30 per class to
+    choose by and the rest to test on, inside the largest connected part; else, with classes too small for that, 60, 20 and 20 %
+    of the nodes.
+    """
+    own = [graph.get(f"{part}_mask") for part in ("train", "val", "test")]
+    if all(mask is not None for mask in own):
+        if own[0].ndim == 1:
+            return tuple(own), "the graph's own split"
+        which = seed % own[0].shape[1]
+        own = [mask[:, which] if mask.ndim == 2 else mask for mask in own]
+        return tuple(own), f"split {which} of the graph's own {graph.train_mask.shape[1]}"
+    if graph.y is None:
+        raise DataError("the graph has no labels (y)")
+    y = graph.y.flatten()
+    inside = largest_component(graph.edge_index, graph.num_nodes)
+    counts = torch.bincount(y[inside & (y >= 0)], minlength=int(y.max()) + 1)
+    if int(counts.min()) > 50:
+        masks = random_split(y, seed, val=30, per_class_val=True, within=inside)
+        return masks, f"20 and 30 nodes per class, the rest for testing, drawn with seed {seed}"
+    order = (y >= 0).nonzero().flatten()
+    order = order[torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))]
+    cut = (int(0.6 * len(order)), int(0.8 * len(order)))
+    masks = tuple(torch.zeros(len(y), dtype=torch.bool) for _ in range(3))
+    for mask, part in zip(masks, (order[: cut[0]], order[cut[0] : cut[1]], order[cut[1] :]), strict=True):
+        mask[part] = True
+    return masks, f"60, 20 and 20 % of the nodes, drawn with seed {seed}"

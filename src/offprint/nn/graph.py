@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offprint.errors import OffprintError
+from offprint.nn.sampled import transposed_product
+
 
 class _Symmetric(torch.autograd.Function):
     """Product with a matrix whose transpose is at hand, so that the backward pass is one sparse product too."""
@@ -60,21 +63,22 @@ def gcn_norm(edge_index: Tensor, n: int, weight: Tensor | None = None) -> tuple[
 
 
 class NormalizedAdjacency(nn.Module):
-    """Makes the normalised adjacency of a graph, and keeps it for as long as the same graph comes back."""
+    """Makes the normalised adjacency of a graph, and keeps those of the last two graphs (one learnt on, one judged on)."""
 
     def __init__(self):
         super().__init__()
-        self._kept: tuple | None = None
+        self._kept: tuple[tuple, ...] | None = None
 
     def forward(self, edge_index: Tensor, n: int, weight: Tensor | None = None) -> Adjacency:
         key = (edge_index.data_ptr(), edge_index._version, tuple(edge_index.shape), n, edge_index.device,
                None if weight is None else (weight.data_ptr(), weight._version))  # fmt: skip
-        if self._kept is not None and self._kept[0] == key:
-            return self._kept[1]
+        for entry in self._kept or ():
+            if entry[0] == key:
+                return entry[1]
         index, value = gcn_norm(edge_index, n, weight)
         made = Adjacency(_csr(index.flip(0), value, n), _csr(index, value, n))
         # the tensors are held with the key: while they live, their addresses cannot be given to others
-        self._kept = (key, made, edge_index, weight)
+        self._kept = ((key, made, edge_index, weight), *(self._kept or ())[:1])
         return made
 
     def __getstate__(self):
@@ -103,7 +107,10 @@ class _SparseLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         (x,) = ctx.saved_tensors
-        return None, (x.t().to_sparse_csr() @ grad).t()
+        if x.device.type != "cpu" or x.dtype != grad.dtype:
+            return None, (x.t().to_sparse_csr() @ grad).t()
+        matrix = (x.crow_indices(), x.col_indices(), x.values())
+        return None, transposed_product(*matrix, x.shape[1], grad.contiguous()).t()
 
 
 def sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -112,3 +119,64 @@ def sparse_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(x, weight, bias)
     out = _SparseLinear.apply(x, weight)
     return out if bias is None else out + bias
+
+
+class GCN(nn.Module):
+    """Graph convolutions (Kipf and Welling 2017), in which depth entangles transforming and passing on: a baseline.
+
+    Args:
+        in_features, num_classes: F and C.
+        depth: layers.
+        hidden: width between them.
+        dropout: before each layer.
+
+    Input and output as DAGNN's: (n, F), dense or CSR, and (2, E), to log-probabilities (n, C).
+    """
+
+    def __init__(self, in_features: int, num_classes: int, depth: int = 2, hidden: int = 64, dropout: float = 0.5):
+        super().__init__()
+        self.num_classes = num_classes
+        widths = [in_features, *[hidden] * (depth - 1), num_classes]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        for layer in self.layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.dropout, self.adjacency = dropout, NormalizedAdjacency()
+
+    def representations(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """(n, C): the last layer's output."""
+        adjacency = self.adjacency(edge_index, x.shape[0])
+        h = sparse_dropout(x, self.dropout, self.training)
+        for i, layer in enumerate(self.layers):
+            h = adjacency.matmul(sparse_linear(h, layer.weight, layer.bias) if i == 0 else layer(h))
+            if i + 1 < len(self.layers):
+                h = F.dropout(F.relu(h), self.dropout, self.training)
+        return h
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Log-probabilities (n, C)."""
+        return F.log_softmax(self.representations(x, edge_index), -1)
+
+
+@torch.no_grad()
+def smoothness(x: Tensor, block: int = 1024) -> float:
+    """How far apart nodes are: the mean over all pairs of ½ ‖x_i/‖x_i‖ - x_j/‖x_j‖‖ (DAGNN, Eq. 2 to 4).
+
+    From 0 (every node says the same: over-smoothed) to 1. A row of zeros counts as the zero vector.
+
+    Args:
+        x: representations (n, C), at least two rows.
+        block: rows compared with all others at once; the memory is ``block`` times n.
+    """
+    n = len(x)
+    if n < 2:
+        raise OffprintError(f"smoothness compares nodes; {n} was given")
+    x = F.normalize(x.double(), dim=1)
+    square = x.pow(2).sum(1)
+    total = 0.0
+    for start in range(0, n, block):
+        rows = slice(start, min(start + block, n))
+        gap = torch.addmm(square[None], x[rows], x.t(), alpha=-2.0).add_(square[rows, None])
+        gap[torch.arange(rows.stop - start), torch.arange(start, rows.stop)] = 0.0
+        total += float(gap.clamp_(min=0).sqrt_().sum())
+    return 0.5 * total / (n * (n - 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,7 +40,9 @@ class Pointwise(nn.Conv2d):
             parts = zip(weight.split(sizes), biases, strict=True)
             return [F.linear(x, w, b).permute(0, 3, 1, 2) for w, b in parts]
         if self.bias is None and x.is_contiguous():
-            parts = math.gcd(self.out_channels, 8)  # products of a batch are computed by one thread each
-            y = weight.unflatten(0, (parts, -1)) @ x.flatten(2).unsqueeze(1)
-            return y.flatten(1, 2).unflatten(2, x.shape[2:])
+            # a batch of products, each of which one thread computes: the images, or for one image parts of the output
+            split = math.gcd(self.out_channels, 8) if x.shape[0] == 1 else 1
+            maps = x.flatten(2).expand(split if x.shape[0] == 1 else -1, -1, -1)
+            weights = weight.unflatten(0, (split, -1)).expand(maps.shape[0], -1, -1)
+            return torch.bmm(weights, maps).reshape(x.shape[0], -1, *x.shape[2:])
         return F.linear(x.permute(0, 2, 3, 1), weight, self.bias).permute(0, 3, 1, 2)

@@ -33,6 +33,7 @@ class Band:
         low, high: bounds; ``math.inf`` for an open end.
         unit: shown after the number (``"%"``, ``"dB"``, ``""``).
         why: where the bounds come from.
+        optional: the figure needs data that not every machine has; where the figure is absent, the band is not judged.
     """
 
     figure: str
@@ -40,6 +41,7 @@ class Band:
     high: float = math.inf
     unit: str = ""
     why: str = ""
+    optional: bool = False
 
     def holds(self, value: float) -> bool:
         return self.low <= value <= self.high
@@ -162,9 +164,11 @@ class _Run:
 
 
 def judge(proof: Proof, mode: str, figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each declared band beside its figure; a figure that is missing or not a number misses its band."""
+    """Each declared band beside its figure; one that is missing (and not optional) or not a number misses its band."""
     rows = []
     for band in proof.bands[mode]:
+        if band.optional and band.figure not in figures:
+            continue
         value: Any = figures.get(band.figure)
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         rows.append(

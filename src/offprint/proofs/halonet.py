@@ -52,7 +52,7 @@ def _beyond(halo: int) -> float:
 
 def run(ctx) -> dict:
     count, epochs, seeds, names = (
-        (600, 5, (0,), ("halo 0", "halo 1")) if ctx.quick else (2500, 6, (0, 1, 2), tuple(NETS))
+        (500, 5, (0,), ("halo 0", "halo 1")) if ctx.quick else (2500, 6, (0, 1, 2), tuple(NETS))
     )
     ctx.total(len(seeds) * len(names))
     table: dict[str, list[float]] = {name: [] for name in names}

@@ -1,4 +1,9 @@
-"""gnConv of order 1 to 5 at about equal cost on CIFAR-10, and the order itself measured as the degree of the operator."""
+"""gnConv of order 1 to 5 at about equal cost on CIFAR-10, and the order itself measured as the degree of the operator.
+
+A first version trained for a third of the steps, on maps of 16 and 8: there the accuracy fell as the order rose, since chains
+of products start slowly from small initial weights. This one trains longer, on smaller maps for the same time; its bands are
+those of the first.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +21,10 @@ WIDTHS = {1: 34, 2: 32, 3: 32, 4: 32, 5: 32}
 
 
 def _network(order: int) -> HorNet:
-    """Two stages on maps of 16 and 8 of a 32-pixel image."""
+    """Two stages on maps of 8 and 4 of a 32-pixel image."""
     net = HorNet(
-        3, 10, WIDTHS[order], (1, 1), (order, order), ("7x7", "7x7"), ((16, 9), (8, 5)), layer_scale_init_value=1.0
+        3, 10, WIDTHS[order], (1, 1), (order, order), ("7x7", "7x7"), ((8, 5), (4, 3)), layer_scale_init_value=1.0
     )
-    net.downsample_layers[0][0] = nn.Conv2d(3, WIDTHS[order], 2, 2)  # 32-pixel images: a 2x2 patch
-    nn.init.trunc_normal_(net.downsample_layers[0][0].weight, std=0.02)
     net.minimum = 16
     return net
 
@@ -44,7 +47,7 @@ def _degree(order: int) -> float:
 
 
 def run(ctx) -> dict:
-    count, epochs, seeds, orders = (600, 5, (0,), (1, 3)) if ctx.quick else (2500, 6, (0, 1, 2), tuple(WIDTHS))
+    count, epochs, seeds, orders = (1500, 6, (0,), (1, 3)) if ctx.quick else (5000, 9, (0, 1, 2), tuple(WIDTHS))
     ctx.total(len(seeds) * len(orders))
     table: dict[int, list[float]] = {order: [] for order in orders}
     for order in orders:
@@ -85,11 +88,11 @@ _STRUCTURE = (
 PROOF = Proof(
     slug="hornet",
     question="At about the same cost, do spatial interactions of order 2 to 5 classify better than gated convolution of order 1?",
-    data="CIFAR-10 (JPEG copies): 2,500 training and 1,000 test images, bundled",
+    data="CIFAR-10 (JPEG copies): 5,000 training and 1,000 test images, bundled",
     baseline="the same network with gnConv of order 1, widened to the cost of the others; same data, optimizer and epochs",
     bands={
         "quick": (
-            Band("accuracy_order_3", 15, 100, "%", "above the 10 % of chance after five short epochs"),
+            Band("accuracy_order_3", 15, 100, "%", "above the 10 % of chance after six short epochs"),
             *_STRUCTURE,
         ),
         "full": (

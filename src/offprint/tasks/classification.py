@@ -3,53 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
-from offprint.data.images import EpochSampler, ImageSplits, Seeded, Subset, check_labels, open_images
+from offprint.data.images import ImageSplits, Subset, check_labels, open_images
 from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError
 from offprint.files import atomic_write
 from offprint.models.checkpoint import read_file, save_weights
 from offprint.models.registry import create_model, entry
-from offprint.tasks.recipe import Recipe, build_optimizer
+from offprint.tasks.recipe import Recipe
+from offprint.tasks.running import ImageData, RecipeTask, open_folder, train
 
 
-class NonFiniteLoss(OffprintError):
-    """The loss became NaN or infinite; training stopped."""
-
-
-class SafeCheckpointIO(CheckpointIO):
-    """Checkpoints written whole or not at all, and read without executing anything from them."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path, storage_options=None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        atomic_write(path, buffer.getvalue())
-
-    def load_checkpoint(self, path, map_location=None, weights_only=None) -> dict[str, Any]:
-        return read_file(path)
-
-    def remove_checkpoint(self, path) -> None:
-        Path(path).unlink(missing_ok=True)
-
-
-class Classification(L.LightningModule):
+class Classification(RecipeTask):
     """Cross-entropy training of any image model by a recipe.
 
     Args:
@@ -60,13 +38,12 @@ class Classification(L.LightningModule):
     """
 
     def __init__(self, model: torch.nn.Module, recipe: Recipe, num_classes: int, seed: int = 0):
-        super().__init__()
-        self.model, self.recipe, self.num_classes, self.seed = model, recipe, num_classes, seed
+        super().__init__(model, recipe, seed)
+        self.num_classes = num_classes
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
         mixers = [v2.MixUp(alpha=recipe.mixup, num_classes=num_classes)] if recipe.mixup else []
         mixers += [v2.CutMix(alpha=recipe.cutmix, num_classes=num_classes)] if recipe.cutmix else []
         self.mix = v2.RandomChoice(mixers) if mixers else None
-        self.last_good = ""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -75,9 +52,6 @@ class Classification(L.LightningModule):
         told = getattr(self.model, "set_training_steps", None)  # a model whose regularisation grows over training
         if callable(told):
             told(int(self.trainer.estimated_stepping_batches) * self.trainer.accumulate_grad_batches)
-
-    def on_train_batch_start(self, batch, batch_idx) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + self.global_step) * 9_973 + self.global_rank)
 
     def training_step(self, batch, batch_idx) -> Tensor:
         images, labels = batch
@@ -90,16 +64,7 @@ class Classification(L.LightningModule):
         if isinstance(output, tuple):  # a side classifier's logits (Inception, NASNet)
             side = F.cross_entropy(output[1], labels, label_smoothing=self.recipe.label_smoothing)
             loss = loss + self.model.aux_weight * side
-        if not torch.isfinite(loss):
-            kept = (
-                f"the last good checkpoint is {self.last_good}"
-                if self.last_good
-                else "no epoch had ended, so nothing was kept"
-            )
-            raise NonFiniteLoss(
-                f"the loss became {float(loss)} at step {self.global_step} (epoch {self.current_epoch}); {kept}. "
-                "Lower lr, raise warmup_epochs, set clip_grad, or train at precision 32"
-            )
+        self.check_loss(loss)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -109,48 +74,6 @@ class Classification(L.LightningModule):
         self.accuracy.update(logits, labels)
         self.log("val_loss", F.cross_entropy(logits, labels), prog_bar=True, sync_dist=True, batch_size=len(labels))
         self.log("val_accuracy", self.accuracy, prog_bar=True)
-
-    def configure_optimizers(self):
-        images = self.trainer.datamodule.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        steps = max(1, int(self.trainer.estimated_stepping_batches) // self.recipe.epochs)
-        optimizer = build_optimizer(self.model, self.recipe, images)
-        rates = self.recipe.learning_rates(steps, images)
-        top = self.recipe.scaled(images)[0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rates[min(step, len(rates) - 1)] / top)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class ImageData(L.LightningDataModule):
-    """Loaders over :class:`~offprint.data.images.ImageSplits` whose order and augmentation depend on (seed, epoch) alone."""
-
-    def __init__(
-        self, splits: ImageSplits, train_transform, eval_transform, batch_size: int, workers: int = 0, seed: int = 0
-    ):
-        super().__init__()
-        train = Subset(splits.train, range(len(splits.train)), train_transform)
-        self.train = Seeded(train, seed)
-        self.val = Subset(splits.val, range(len(splits.val)), eval_transform)
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-
-    def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        sampler = EpochSampler(
-            len(self.train), trainer.current_epoch, self.seed, trainer.global_rank, trainer.world_size
-        )
-        full = len(sampler) >= self.batch_size
-        return DataLoader(self.train, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=full)
-
-    def val_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        val = self.val if world == 1 else torch.utils.data.Subset(self.val, range(rank, len(self.val), world))
-        return DataLoader(val, self.batch_size, num_workers=self.workers)
-
-
-class _LastGood(Callback):
-    """Tells the task which checkpoint was written last, for its message when the loss is lost."""
-
-    def on_train_epoch_end(self, trainer, module) -> None:
-        module.last_good = str(Path(trainer.checkpoint_callback.dirpath) / "last.ckpt")
 
 
 class WeightAverage(Callback):
@@ -260,23 +183,10 @@ def train_classifier(
         load_weights(network, checkpoint, drop_head=True)
     channels = getattr(network, "in_chans", 3)
     batch = min(recipe.batch_size, len(splits.train))
-    folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {"model": model, "data": str(data), "seed": seed, "classes": splits.classes, "input_size": size,
                 "options": options, "recipe": dataclasses.asdict(recipe), "preprocessing": dict(spec.preprocessing)}  # fmt: skip
-    settings = json.loads(json.dumps(settings))
-    last = folder / "last.ckpt"
-    if resume and last.exists():
-        before = json.loads((folder / "settings.json").read_text())
-        changed = [k for k in settings if settings[k] != before.get(k)]
-        if changed:
-            raise OffprintError(
-                f"{folder} holds a run with another {', '.join(changed)}; resume it with the same settings, "
-                "choose another --out, or pass --no-resume to start over"
-            )
-    else:
-        last.unlink(missing_ok=True)
-    atomic_write(folder / "settings.json", json.dumps(settings, indent=1))
+    last = open_folder(out, "settings.json", settings, resume)
+    folder = last.parent
     task = Classification(network, recipe, classes, seed)
     module = ImageData(
         splits,
@@ -284,41 +194,16 @@ def train_classifier(
         evaluation_transform(size, spec.preprocessing, channels),
         batch, workers, seed,
     )  # fmt: skip
-    keep = ModelCheckpoint(
-        folder, "best", monitor="val_accuracy", mode="max", save_last=True, enable_version_counter=False
-    )
-    chosen: list[Callback] = [keep, _LastGood(), *callbacks]
+    keep = ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False)
+    chosen: list[Callback] = [keep, *callbacks]
     if recipe.ema_decay:
         chosen.append(WeightAverage(recipe.ema_decay))
     if patience:
         chosen.append(EarlyStopping("val_accuracy", mode="max", patience=patience))
-    if progress:
-        from lightning.pytorch.callbacks import RichProgressBar
-
-        chosen.append(RichProgressBar())
-    trainer = L.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=recipe.clip_grad or None,
-        callbacks=chosen,
-        logger=_loggers(logger, folder),
-        plugins=[SafeCheckpointIO()],
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*(does not have many workers|Checkpoint directory|weights_only|litlogger).*"
-        )
-        fit(trainer, task, module, last)
+    trainer = train(
+        task, module, last, chosen, precision=precision, devices=devices, accelerator=accelerator, accumulate=accumulate,
+        logger=logger, progress=progress,
+    )  # fmt: skip
     best = keep.best_model_path or str(last)
     state = read_file(best)
     weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
@@ -338,32 +223,6 @@ def train_classifier(
     }
     atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
-
-
-def fit(trainer: L.Trainer, task: L.LightningModule, data: L.LightningDataModule, last: Path) -> None:
-    """Train, from the checkpoint ``last`` on where there is one; an interrupted run ends in KeyboardInterrupt."""
-    try:
-        trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None)
-    except SystemExit:  # Lightning's answer to Ctrl-C
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-
-
-def _loggers(which: str, folder: Path):
-    from lightning.pytorch.loggers import CSVLogger
-
-    if which not in ("csv", "tensorboard", "both", "none"):
-        raise OffprintError(f"logger={which!r}; choose csv, tensorboard, both or none")
-    made: list = [CSVLogger(folder, name="logs", version="")] if which in ("csv", "both") else []
-    if which in ("tensorboard", "both"):
-        from offprint.errors import need
-
-        need("tensorboard", "logging", "TensorBoard logging")
-        from lightning.pytorch.loggers import TensorBoardLogger
-
-        made.append(TensorBoardLogger(folder, name="logs", version=""))
-    return made or False
 
 
 def trained_model(where: str | Path, checkpoint: str | None = None, pretrained: bool = False):

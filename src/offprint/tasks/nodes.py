@@ -1,4 +1,4 @@
-"""Node classification on one graph, full batch: the protocol of DAGNN's experiments, for any graph model."""
+"""Node classification, full batch: the protocol of DAGNN's experiments, for any graph model, on one graph or across graphs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offprint.data.graphs import check_graph
 from offprint.errors import DataError, OffprintError
 
 
@@ -31,6 +32,7 @@ def fit_node_classifier(
     patience: int = 100,
     sparse: bool = True,
     masks: tuple[Tensor, Tensor, Tensor] | None = None,
+    train_graph=None,
     progress=None,
 ) -> NodeResult:
     """Train with Adam on the whole graph and keep the test accuracy of the best epoch.
@@ -44,36 +46,39 @@ def fit_node_classifier(
         lr, weight_decay: Adam's; the decay acts on all parameters.
         epochs, patience: the stop rule's.
         sparse: hand the features over as CSR.
-        masks: (train, val, test) instead of the graph's own.
+        masks: (train, val, test) instead of the graphs' own.
+        train_graph: learn on this graph instead (inductive): on one without the nodes to be judged (:func:`without`), or on
+            another. The train mask is then over its nodes, and its own where it has one.
         progress: called with no arguments after each epoch.
 
     Raises:
-        DataError: no masks, an empty part, or labels outside the model's classes.
+        DataError: no masks, an empty part, nodes without a label in one, labels outside the model's classes, features that are
+            not finite.
     """
+    learn = graph if train_graph is None else train_graph
     if masks is None:
-        if not all(hasattr(graph, f"{m}_mask") and graph[f"{m}_mask"] is not None for m in ("train", "val", "test")):
+        places = ((learn, "train_mask"), (graph, "val_mask"), (graph, "test_mask"))
+        if any(place.get(mask) is None for place, mask in places):
             raise DataError(
-                "the graph has no train, val and test masks; pass masks= (see offprint.data.graphs.random_split)"
+                "the graph has no train, val and test masks; pass masks= (see offprint.data.graphs.split_of and random_split)"
             )
-        masks = (graph.train_mask, graph.val_mask, graph.test_mask)
-    if graph.y is None:
-        raise DataError("the graph has no labels (y)")
-    train, val, test = (m.nonzero().flatten() for m in masks)
-    for name, part in (("train", train), ("val", val), ("test", test)):
-        if len(part) == 0:
-            raise DataError(f"the {name} part of the split is empty")
+        masks = (learn.train_mask, graph.val_mask, graph.test_mask)
     classes = getattr(model, "num_classes", None)
-    if classes is not None and not 0 <= int(graph.y[train].min()) <= int(graph.y.max()) < classes:
-        raise DataError(
-            f"labels run from {int(graph.y.min())} to {int(graph.y.max())}, the model has {classes} classes"
-        )
+    train = _part("train", learn, masks[0], classes)
+    val, test = _part("val", graph, masks[1], classes), _part("test", graph, masks[2], classes)
+    for given in (graph,) if learn is graph else (learn, graph):
+        check_graph(given)
     x, y, edges = (graph.x.to_sparse_csr() if sparse else graph.x), graph.y, graph.edge_index
+    if learn is graph:
+        x_learn, y_learn, edges_learn = x, y, edges
+    else:
+        x_learn, y_learn, edges_learn = (learn.x.to_sparse_csr() if sparse else learn.x), learn.y, learn.edge_index
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
     best, history = NodeResult(0.0, 0.0, float("inf"), 0), []
     for epoch in range(1, epochs + 1):
         model.train()
         optimizer.zero_grad()
-        loss = F.nll_loss(model(x, edges)[train], y[train])
+        loss = F.nll_loss(model(x_learn, edges_learn)[train], y_learn[train])
         if not torch.isfinite(loss):
             raise OffprintError(f"the loss became {float(loss)} in epoch {epoch}; lower lr={lr:g}")
         loss.backward()
@@ -94,3 +99,52 @@ def fit_node_classifier(
             if val_loss > sum(history[-patience - 1 : -1]) / patience:
                 break
     return NodeResult(best.test_accuracy, best.val_accuracy, best.val_loss, len(history))
+
+
+def _part(name: str, graph, mask: Tensor, classes: int | None) -> Tensor:
+    """The numbers of a part's nodes, after all that could be wrong with their labels."""
+    if graph.y is None:
+        raise DataError("the graph has no labels (y)")
+    if graph.y.ndim != 1 or graph.y.is_floating_point() or graph.y.is_complex():
+        raise DataError(
+            f"expected one whole number per node as label, got {tuple(graph.y.shape)} of {graph.y.dtype}; "
+            "give y of shape (n,) and type int64"
+        )
+    if mask.ndim != 1 or len(mask) != graph.num_nodes:
+        raise DataError(
+            f"the {name} mask has shape {tuple(mask.shape)} for {graph.num_nodes} nodes; of several splits choose one column"
+        )
+    nodes = mask.nonzero().flatten()
+    if len(nodes) == 0:
+        raise DataError(f"the {name} part of the split is empty")
+    labels = graph.y[nodes]
+    if int(labels.min()) < 0:
+        node = int(nodes[labels.argmin()])
+        raise DataError(f"node {node} of the {name} part has no label ({int(labels.min())}); leave it out of the mask")
+    if classes is not None and int(labels.max()) >= classes:
+        raise DataError(f"labels of the {name} part run up to {int(labels.max())}, the model has {classes} classes")
+    return nodes
+
+
+def without(graph, nodes: Tensor):
+    """The graph without these nodes (mask (n,)) and their edges: what an inductive run may learn from.
+
+    Returns:
+        ``Data`` with the other nodes in their order; masks and labels follow.
+    """
+    return graph.subgraph(~nodes)
+
+
+@torch.no_grad()
+def predict_nodes(model: nn.Module, graph) -> Tensor:
+    """Log-probabilities (n, C) of a graph's nodes, which the model need not have seen.
+
+    Raises:
+        DataError: features that are not finite, or edges that point outside.
+    """
+    check_graph(graph)
+    before = model.training
+    try:
+        return model.eval()(graph.x, graph.edge_index)
+    finally:
+        model.train(before)

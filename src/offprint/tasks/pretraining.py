@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from offprint.data.pictures import open_pictures
@@ -20,21 +18,13 @@ from offprint.files import atomic_write
 from offprint.models.backbones.swin_v2 import SIMMIM_RECIPE, SimMIM, simmim_mask
 from offprint.models.checkpoint import read_file, save_weights
 from offprint.models.registry import entry
-from offprint.tasks.classification import (
-    Classification,
-    ImageData,
-    NonFiniteLoss,
-    SafeCheckpointIO,
-    _LastGood,
-    _loggers,
-    fit,
-)
 from offprint.tasks.recipe import Recipe
+from offprint.tasks.running import ImageData, RecipeTask, open_folder, train
 
 METHODS = ("simmim",)
 
 
-class MaskedImageModelling(L.LightningModule):
+class MaskedImageModelling(RecipeTask):
     """SimMIM training by a recipe; the labels that data sets give are not looked at.
 
     Args:
@@ -45,13 +35,8 @@ class MaskedImageModelling(L.LightningModule):
     """
 
     def __init__(self, model: SimMIM, recipe: Recipe, mask_unit: int = 32, mask_ratio: float = 0.6, seed: int = 0):
-        super().__init__()
-        self.model, self.recipe, self.seed = model, recipe, seed
+        super().__init__(model, recipe, seed)
         self.mask_unit, self.mask_ratio = mask_unit, mask_ratio
-        self.last_good = ""
-
-    on_train_batch_start = Classification.on_train_batch_start
-    configure_optimizers = Classification.configure_optimizers
 
     def mask(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Squares to hide in these images."""
@@ -64,14 +49,7 @@ class MaskedImageModelling(L.LightningModule):
     def training_step(self, batch, batch_idx) -> Tensor:
         images = batch[0]
         loss = self.model(images, self.mask(images)).loss
-        if not torch.isfinite(loss):
-            kept = (
-                f"the last good checkpoint is {self.last_good}" if self.last_good else "no epoch had ended, so nothing was kept"
-            )  # fmt: skip
-            raise NonFiniteLoss(
-                f"the loss became {float(loss)} at step {self.global_step} (epoch {self.current_epoch}); {kept}. "
-                "Lower lr, raise warmup_epochs, or train at precision 32"
-            )
+        self.check_loss(loss)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
@@ -162,24 +140,11 @@ def pretrain(
         )
     splits = open_pictures(data, val_fraction=val_fraction, seed=seed, on_error=on_error)
     channels = network.encoder.in_chans
-    folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     settings = {"method": method, "model": model, "data": str(data), "seed": seed, "input_size": size, "options": options,
                 "mask_unit": mask_unit, "mask_ratio": mask_ratio, "norm_target": target,
                 "recipe": dataclasses.asdict(recipe), "preprocessing": dict(spec.preprocessing)}  # fmt: skip
-    settings = json.loads(json.dumps(settings))
-    last, file = folder / "last.ckpt", folder / "pretraining.json"
-    if resume and last.exists():
-        before = json.loads(file.read_text()) if file.is_file() else {}
-        changed = [k for k in settings if settings[k] != before.get(k)]
-        if changed:
-            raise OffprintError(
-                f"{folder} holds a run with another {', '.join(changed)}; resume it with the same settings, "
-                "choose another --out, or pass --no-resume to start over"
-            )
-    else:
-        last.unlink(missing_ok=True)
-    atomic_write(file, json.dumps(settings, indent=1))
+    last = open_folder(out, "pretraining.json", settings, resume)
+    folder = last.parent
     task = MaskedImageModelling(network, recipe, mask_unit, mask_ratio, seed)
     module = ImageData(
         splits,
@@ -187,35 +152,10 @@ def pretrain(
         evaluation_transform(size, spec.preprocessing, channels),
         min(recipe.batch_size, len(splits.train)), workers, seed,
     )  # fmt: skip
-    keep = ModelCheckpoint(folder, "last", enable_version_counter=False)  # after every epoch, over the one before
-    chosen: list[Callback] = [keep, _LastGood(), *callbacks]
-    if progress:
-        from lightning.pytorch.callbacks import RichProgressBar
-
-        chosen.append(RichProgressBar())
-    trainer = L.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=recipe.clip_grad or None,
-        callbacks=chosen,
-        logger=_loggers(logger, folder),
-        plugins=[SafeCheckpointIO()],
-        default_root_dir=folder,
-        use_distributed_sampler=False,
-        reload_dataloaders_every_n_epochs=1,
-        num_sanity_val_steps=0,
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        log_every_n_steps=10,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".*(does not have many workers|Checkpoint directory|weights_only|litlogger).*"
-        )
-        fit(trainer, task, module, last)
+    trainer = train(
+        task, module, last, callbacks, precision=precision, devices=devices, accelerator=accelerator, accumulate=accumulate,
+        logger=logger, progress=progress,
+    )  # fmt: skip
     state = read_file(last)["state_dict"]
     network.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
     save_weights(network.encoder, folder / "model.safetensors")

@@ -1,10 +1,8 @@
 """How eigen-cam's records are called and its case computed through the public interface.
 
-The records were taken on one thread. Another number of threads sums the convolutions in another order, which the projection of
-close singular values amplifies to 2e-4 of its largest value (in float64 the record itself is off by 3e-4): so, one thread here.
+The projection of close singular values amplifies the order of summing: with another number of threads than the records' one it is off
+by 2e-4 of its largest value (in float64 the record itself is off by 3e-4).
 """
-
-from contextlib import contextmanager
 
 import golden
 import torch
@@ -12,29 +10,16 @@ import torch
 from offprint.methods.understanding.eigen_cam import eigen_projection, principal_component, scale_maps
 
 
-@contextmanager
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _logits(cam, record, x):
-    with _one_thread():
-        return cam.model(x)
+    return cam.model(x)
 
 
 def _projections(cam, record, x):
-    with _one_thread():
-        return [p.abs() for p in cam.explain(x).projections]
+    return [p.abs() for p in cam.explain(x).projections]
 
 
 def _maps(cam, record, x):
-    with _one_thread():
-        return cam(x)
+    return cam(x)
 
 
 CALLS = {

@@ -3,7 +3,7 @@
 import golden
 import torch
 
-from offprint.models.backbones.swin import resample_table
+from offprint.nn.positions import resample_table
 from offprint.nn.windows import relative_position_index, windows
 
 

@@ -15,6 +15,8 @@ Every LayerNorm has eps 1e-6. The classifier normalises after pooling. Parameter
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -60,7 +62,63 @@ def _init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class ConvNeXt(MaskedTokens, Backbone):
+class ConvNeXtFrame(Backbone):
+    """Everything of ConvNeXt but its blocks: patchify stem, separate downsampling layers, classifier, norms of the dense form.
+
+    A subclass has ``downsample_layers``, ``stages``, ``norm`` and ``head`` from :meth:`frame`.
+    """
+
+    input_layers = ("downsample_layers.0.0",)
+    optional_state = r"^norm\d\."  # the pyramid's own norms: no classification checkpoint holds them
+
+    def frame(
+        self, in_chans: int, num_classes: int, dims: Sequence[int], stages: Iterable[nn.Module], head_init_scale: float
+    ) -> None:
+        """Build around ``stages``, one module for each width of ``dims``, and initialise (normal, std 0.02, truncated)."""
+        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
+        self.pyramid_channels = list(dims)
+        self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
+        self.downsample_layers = nn.ModuleList(
+            [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
+        )
+        for a, b in zip(dims[:-1], dims[1:], strict=True):
+            self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
+        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+        self.apply(_init)
+        if num_classes:
+            self.head.weight.data.mul_(head_init_scale)
+            self.head.bias.data.mul_(head_init_scale)
+
+    def as_features(self, out_indices=None):
+        """The dense form of the downstream experiments (Sec. 3.4): each returned map has a LayerNorm of its own."""
+        super().as_features(out_indices)
+        for i in self.out_indices:
+            setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
+        return self
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map (B, C, H/32, W/32), before pooling and the final norm."""
+        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
+            x = self.run(stage, downsample(x))
+        return x
+
+    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+        """The map of every stage, through its own norm where the model is a feature extractor."""
+        maps = []
+        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
+            x = self.run(stage, downsample(x))
+            maps.append(getattr(self, f"norm{i}")(x) if hasattr(self, f"norm{i}") else x)
+        return maps
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Mean over the map, then norm, then the classifier."""
+        x = self.norm(x.mean((-2, -1)))
+        return x if pre_logits else self.head(x)
+
+
+class ConvNeXt(MaskedTokens, ConvNeXtFrame):
     """The hierarchical network of Table 9: four stages at strides 4, 8, 16 and 32.
 
     Args:
@@ -75,7 +133,6 @@ class ConvNeXt(MaskedTokens, Backbone):
     Any image of 32 pixels and more works; rows and columns that do not fill a patch are dropped.
     """
 
-    input_layers = ("downsample_layers.0.0",)
     dialects = (
         Dialect(
             "timm",
@@ -124,33 +181,13 @@ class ConvNeXt(MaskedTokens, Backbone):
         super().__init__()
         if len(depths) != len(dims):
             raise OffprintError(f"depths {tuple(depths)} and dims {tuple(dims)} must name the same number of stages")
-        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
-        self.pyramid_channels = list(dims)
-        self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
         self.register_parameter("mask_token", None)
-        self.downsample_layers = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
-        )
-        for a, b in zip(dims[:-1], dims[1:], strict=True):
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)))
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        self.stages = nn.ModuleList(
+        stages = (
             nn.Sequential(*(Block(dim, next(rates), layer_scale_init_value) for _ in range(depth)))
             for depth, dim in zip(depths, dims, strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.apply(_init)
-        if num_classes:
-            self.head.weight.data.mul_(head_init_scale)
-            self.head.bias.data.mul_(head_init_scale)
-
-    def as_features(self, out_indices=None) -> ConvNeXt:
-        """The dense form of the downstream experiments (Sec. 3.4): each returned map has a LayerNorm of its own."""
-        super().as_features(out_indices)
-        for i in self.out_indices:
-            setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
-        return self
+        self.frame(in_chans, num_classes, dims, stages, head_init_scale)
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The last map (B, C, H/32, W/32), before pooling and the final norm.
@@ -164,19 +201,6 @@ class ConvNeXt(MaskedTokens, Backbone):
                 x = self.hide(x.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
             x = self.run(stage, x)
         return x
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The map of every stage, through its own norm where the model is a feature extractor."""
-        maps = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = self.run(stage, downsample(x))
-            maps.append(getattr(self, f"norm{i}")(x) if hasattr(self, f"norm{i}") else x)
-        return maps
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, then norm, then the classifier."""
-        x = self.norm(x.mean((-2, -1)))
-        return x if pre_logits else self.head(x)
 
 
 class ConvNeXtIsotropic(MaskedTokens, Backbone):
@@ -237,7 +261,7 @@ class ConvNeXtIsotropic(MaskedTokens, Backbone):
         """The one map, in a list."""
         return [self.forward_features(x)]
 
-    forward_head = ConvNeXt.forward_head
+    forward_head = ConvNeXtFrame.forward_head
 
 
 def _flat(name: str, value: Tensor) -> Tensor:

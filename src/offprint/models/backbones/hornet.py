@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, unknown
-from offprint.models.backbone import Backbone
+from offprint.models.backbones.convnext import ConvNeXtFrame
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import register
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, Pointwise, drop_path_rates
@@ -193,14 +193,7 @@ class Block(nn.Module):
         self.gamma1 = self.gamma2 = None
 
 
-def _init(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-class HorNet(Backbone):
+class HorNet(ConvNeXtFrame):
     """Four stages at strides 4, 8, 16 and 32 (Table 1).
 
     Args:
@@ -219,7 +212,6 @@ class HorNet(Backbone):
     Any image of 32 pixels and more works; global filters are resampled to its maps. A file with another grid is resampled.
     """
 
-    input_layers = ("downsample_layers.0.0",)
     dialects = (
         Dialect(
             "mmpretrain",
@@ -232,7 +224,6 @@ class HorNet(Backbone):
             ),
         ),
     )
-    optional_state = r"^norm\d\."  # the pyramid's own norms: no classification checkpoint holds them
 
     def __init__(
         self,
@@ -255,34 +246,14 @@ class HorNet(Backbone):
                 "the same number of stages"
             )
         dims = [base_dim * 2**i for i in range(len(depths))]
-        self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
-        self.pyramid_channels = dims
-        self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
-        self.downsample_layers = nn.ModuleList(
-            [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
-        )
-        for a, b in zip(dims[:-1], dims[1:], strict=True):
-            self.downsample_layers.append(nn.Sequential(LayerNorm2d(a), nn.Conv2d(a, b, 2, 2)))
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        self.stages = nn.ModuleList(
+        made = (
             nn.Sequential(
                 *(Block(dim, order, s, kind, grid, next(rates), layer_scale_init_value) for _ in range(depth))
             )
             for dim, depth, order, kind, grid in zip(dims, depths, orders, kinds, grids, strict=True)
         )
-        self.norm = nn.LayerNorm(dims[-1], eps=1e-6)
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.apply(_init)
-        if num_classes:
-            self.head.weight.data.mul_(head_init_scale)
-            self.head.bias.data.mul_(head_init_scale)
-
-    def as_features(self, out_indices=None) -> HorNet:
-        """The dense form: each returned map has a LayerNorm of its own."""
-        super().as_features(out_indices)
-        for i in self.out_indices:
-            setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
-        return self
+        self.frame(in_chans, num_classes, dims, made, head_init_scale)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample global filters that were stored on another grid (a model for another image size)."""
@@ -293,25 +264,6 @@ class HorNet(Backbone):
             else value
             for name, value in state.items()
         }
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, 8C, H/32, W/32), before pooling and the final norm."""
-        for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
-            x = self.run(stage, downsample(x))
-        return x
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The map of every stage, through its own norm where the model is a feature extractor."""
-        maps = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = self.run(stage, downsample(x))
-            maps.append(getattr(self, f"norm{i}")(x) if hasattr(self, f"norm{i}") else x)
-        return maps
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, then norm, then the classifier."""
-        x = self.norm(x.mean((-2, -1)))
-        return x if pre_logits else self.head(x)
 
 
 class ConvModule(nn.Module):

@@ -27,53 +27,8 @@ from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import register
 from offprint.nn import DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
+from offprint.nn.positions import resample_table, resize_positions
 from offprint.nn.windows import Windows, attend, gather_bias, join, split, windows
-
-
-# -- tables of relative positions ------------------------------------------------------------------------------------
-def resample_table(table: Tensor, side: int, geometric: bool = False) -> Tensor:
-    """A bias table (offsets, heads) for another window, as the authors move checkpoints.
-
-    Args:
-        table: (L², heads), L = 2M - 1.
-        side: L of the new window.
-        geometric: the rule of the SimMIM fine-tuning code: the old offsets are placed at 1, 1 + q, 1 + q + q², ... so that
-            the outermost meet, and a cubic spline is read at whole offsets. Otherwise bicubic interpolation.
-
-    Returns:
-        (side², heads).
-    """
-    old = round(table.shape[0] ** 0.5)
-    square = table.float().t().reshape(1, -1, old, old)
-    if geometric:
-        line = _spline(old // 2, side // 2).to(square)
-        square = line @ square @ line.t()
-    else:
-        square = F.interpolate(square, (side, side), mode="bicubic", align_corners=False)
-    return square.flatten(2)[0].t().to(table.dtype)
-
-
-def _spline(old: int, new: int) -> Tensor:
-    """(2 new + 1, 2 old + 1): values of the cubic spline through old geometric offsets, at whole offsets."""
-    import numpy as np
-    from scipy.interpolate import make_interp_spline
-
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        q = (low + high) / 2
-        low, high = (low, q) if (1 - q**old) / (1 - q) > new else (q, high)
-    right = np.cumsum(q ** np.arange(old))
-    at = np.concatenate([-right[::-1], [0.0], right])
-    inside = np.clip(np.arange(-new, new + 1.0), at[0], at[-1])
-    return torch.from_numpy(make_interp_spline(at, np.eye(len(at)), k=min(3, len(at) - 1))(inside))
-
-
-def _resize_positions(positions: Tensor, sides: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
-    """Absolute positions (1, h*w, C) on another grid, bicubically; the old grid is a square unless given."""
-    h, w = old or (round(positions.shape[1] ** 0.5),) * 2
-    grid = positions.reshape(1, h, w, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), sides, mode="bicubic", align_corners=False).to(positions.dtype)
-    return grid.flatten(2).transpose(1, 2)
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
@@ -385,7 +340,7 @@ class SwinTransformer(MaskedTokens, Backbone):
             if name == "absolute_pos_embed" and want is not None:
                 value = value.flatten(2).transpose(1, 2) if value.ndim == 4 else value  # the dense code keeps a map
                 if value.shape[2:] == want[2:] and value.shape != want:
-                    value = _resize_positions(value, self.grid)
+                    value = resize_positions(value, self.grid)
             elif name.endswith("relative_position_bias_table") and want is not None and value.shape[1:] == want[1:]:
                 if value.shape != want:
                     value = resample_table(value, round(want[0] ** 0.5), "mask_token" in state)
@@ -403,7 +358,7 @@ class SwinTransformer(MaskedTokens, Backbone):
         if positions is not None:
             sides = tuple(x.shape[1:3])
             if sides != self.grid:
-                positions = _resize_positions(positions, sides, self.grid)
+                positions = resize_positions(positions, sides, self.grid)
             x = x + positions.view(1, *sides, -1)
         return x
 
@@ -492,7 +447,7 @@ def layer_decay_groups(
     return rows
 
 
-_SIZES = {
+SIZES = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
@@ -505,15 +460,15 @@ def _tiny(heads: int) -> dict:
             "window_size": 8, "img_size": 256}  # fmt: skip
 
 
-VARIANTS = {f"swin_{size}": row for size, row in _SIZES.items()}
+VARIANTS = {f"swin_{size}": row for size, row in SIZES.items()}
 VARIANTS["swin_tiny_c24"] = VARIANTS["swin_tiny_c24_patch4_window8_256"] = _tiny(4)
-for _size, _row in _SIZES.items():
+for _size, _row in SIZES.items():
     VARIANTS[f"swin_{_size}_patch4_window7_224"] = _row
     if _size in ("base", "large"):
         VARIANTS[f"swin_{_size}_patch4_window12_384"] = {**_row, "window_size": 12, "img_size": 384}
-MLPS = {f"swin_mlp_tiny_c{c}": _tiny(96 // c) for c in (24, 12, 6)} | {"swin_mlp_base": _SIZES["base"]}
+MLPS = {f"swin_mlp_tiny_c{c}": _tiny(96 // c) for c in (24, 12, 6)} | {"swin_mlp_base": SIZES["base"]}
 MLPS |= {f"swin_mlp_tiny_c{c}_patch4_window8_256": _tiny(96 // c) for c in (24, 12, 6)}
-MLPS["swin_mlp_base_patch4_window7_224"] = _SIZES["base"]
+MLPS["swin_mlp_base_patch4_window7_224"] = SIZES["base"]
 RECIPE = {  # appendix A2.1
     "optimizer": "adamw",
     "lr": 5e-4,

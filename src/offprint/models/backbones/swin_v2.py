@@ -32,6 +32,7 @@ from offprint.errors import OffprintError
 from offprint.models.backbones.swin import (
     BUFFERS,
     RECIPE,
+    SIZES,
     TIMM,
     TORCHVISION,
     Block,
@@ -315,16 +316,8 @@ class SimMIM(nn.Module):
         return SimMIMOutput(encoded, reconstruction, error.sum() / (hidden.sum() + 1e-5) / image.shape[1])
 
 
-_SIZES = {
-    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-}
-
-
 def _row(size: str, window: int, img_size: int, before: tuple[int, ...] = (), classes: int = 0) -> dict:
-    row = {**_SIZES[size], "window_size": window, "img_size": img_size}
+    row = {**SIZES[size], "window_size": window, "img_size": img_size}
     return row | ({"pretrained_window_sizes": before} if before else {}) | ({"num_classes": classes} if classes else {})
 
 

@@ -67,7 +67,9 @@ class DAGNN(nn.Module):
         batch_norm: the form used on ogbn-arxiv.
 
     Input: ``x`` (n, F), dense or sparse CSR, and ``edge_index`` (2, E) with both directions of every edge; self loops are
-    added where they are missing, and kept where they are there. Output: log-probabilities (n, C).
+    added where they are missing, and kept where they are there. Output: log-probabilities (n, C). Nothing belongs to a graph,
+    so a trained model reads nodes it has not seen, and other graphs with the same features. Of a directed graph, a node hears
+    from the sources of the edges that point at it.
     """
 
     native = "authors"
@@ -113,12 +115,15 @@ class DAGNN(nn.Module):
         h = F.relu(h if self.bn is None else self.bn(h))
         return self.lin2(F.dropout(h, self.dropout, self.training))
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
-        """Log-probabilities (n, C)."""
+    def representations(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        """(n, C): the gated sums, before the softmax."""
         if not torch.compiler.is_compiling():
             self.check_input(x, edge_index)
-        adjacency = self.adjacency(edge_index, x.shape[0], edge_weight)
-        return F.log_softmax(self.prop(self.scores(x), adjacency), -1)
+        return self.prop(self.scores(x), self.adjacency(edge_index, x.shape[0], edge_weight))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
+        """Log-probabilities (n, C)."""
+        return F.log_softmax(self.representations(x, edge_index, edge_weight), -1)
 
     @torch.no_grad()
     def gates(self, x: Tensor, edge_index: Tensor) -> Tensor:

@@ -1,0 +1,392 @@
+"""From interactions to a trained recommender, its evaluation, and recommendations; for any model that keeps to :class:`Recommender`."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import numpy as np
+import scipy.sparse as sp
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from offprint.data.interactions import Interactions, Triples
+from offprint.errors import DataError, OffprintError, unknown
+from offprint.files import atomic_write
+from offprint.models.checkpoint import load_weights, save_weights
+from offprint.models.registry import create_model, entries, entry
+from offprint.tasks.ranking import evaluate_ranking, top_items
+from offprint.tasks.running import RecipeTask, open_folder, train
+
+
+class Recommender(Protocol):
+    """What a model offers to be trained and asked here, besides being a module built with ``num_users`` and ``num_items``.
+
+    ``sampling`` holds the arguments of :class:`~offprint.data.interactions.Triples` (by, negatives, reject).
+    """
+
+    num_users: int
+    num_items: int
+    sampling: Mapping[str, Any]
+
+    def set_interactions(self, train: sp.csr_matrix) -> None:
+        """Derive from the training matrix (N, M) what the model needs; called once, before all else."""
+
+    def loss(self, users: Tensor, positives: Tensor, negatives: Tensor) -> Tensor:
+        """The loss of a batch: rows (B,), (B,), and (B,) or (B, negatives), int64."""
+
+    def final_embeddings(self) -> tuple[Tensor, Tensor]:
+        """(N, d) and (M, d) whose inner products rank the items, without gradients."""
+
+    def fold_in(self, items: sp.csr_matrix) -> Tensor:
+        """(B, d): embeddings of B new users who have these items (B, M), without training."""
+
+
+@dataclass(frozen=True)
+class RecommenderRecipe:
+    """How a recommender is trained: Adam at a constant rate.
+
+    Attributes:
+        epochs, lr, batch_size: as they are called.
+        eval_every: epochs between two tests on the test part (0: none in training).
+        eval_each_from: from this epoch on, a test after each one (0: never).
+        patience: stop after so many tests without a better Recall at the first of ``top``, and keep the best (0: never, keep
+            the last). This chooses the epoch on the test part, as the papers do.
+        top: cut-offs of the metrics.
+    """
+
+    epochs: int = 100
+    lr: float = 1e-3
+    batch_size: int = 2048
+    eval_every: int = 10
+    eval_each_from: int = 0
+    patience: int = 0
+    top: tuple[int, ...] = (20,)
+    clip_grad: float = 0.0
+
+    @classmethod
+    def of(cls, model: str, **overrides: Any) -> RecommenderRecipe:
+        """A model's own recipe with these fields changed; a model that is no recommender is refused."""
+        if not hasattr(entry(model).build, "fold_in"):
+            raise OffprintError(f"{model} is not a recommender; choose among {', '.join(recommenders())}")
+        fields = {f.name for f in dataclasses.fields(cls)}
+        given = {**entry(model).recipe, **overrides}
+        for name in given:
+            if name not in fields:
+                raise unknown("field of the recipe", name, fields)
+        for name in fields & set(given) - {"top"}:
+            if isinstance(given[name], bool) or not isinstance(given[name], int | float):
+                raise OffprintError(f"{name}={given[name]!r} is not a number")
+        recipe = cls(**given)
+        if recipe.epochs < 1 or recipe.batch_size < 1 or not recipe.lr > 0:
+            raise OffprintError("epochs and batch_size must be 1 or more, and lr above 0")
+        return recipe
+
+
+class Recommendation(RecipeTask):
+    """Trains a :class:`Recommender`."""
+
+    def training_step(self, batch, batch_idx) -> Tensor:
+        loss = self.model.loss(*batch)
+        self.check_loss(loss)
+        self.log("train_loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=1)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.model.parameters(), self.recipe.lr, fused=True)
+
+
+class _Epoch(IterableDataset):
+    def __init__(self, size: int, batches: Iterable[tuple[np.ndarray, ...]]):
+        self.size, self.batches = size, batches
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self):
+        return (tuple(map(torch.from_numpy, batch)) for batch in self.batches)
+
+
+class TripleData(L.LightningDataModule):
+    """Batches that depend on the seed and the epoch alone."""
+
+    def __init__(self, sampler: Triples, seed: int):
+        super().__init__()
+        self.sampler, self.seed, self.batch_size = sampler, seed, sampler.batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(
+            _Epoch(*self.sampler.epoch(1_000_003 * self.seed, self.trainer.current_epoch)), batch_size=None
+        )
+
+
+class _Tests(Callback):
+    """Measures the model on the test part every so often, remembers the figures, keeps the best, stops when it is time."""
+
+    def __init__(self, data: Interactions, recipe: RecommenderRecipe, best: Path):
+        self.data, self.recipe, self.best = data, recipe, best
+        self.history: list[dict] = []
+        self.loss: float | None = None
+        self.goal = f"recall@{recipe.top[0]}"
+
+    def due(self, epoch: int) -> bool:
+        every, each = self.recipe.eval_every, self.recipe.eval_each_from
+        if not self.data.test.nnz or not every:
+            return False
+        return epoch % every == 0 or (each > 0 and epoch >= each) or epoch == self.recipe.epochs
+
+    def _over(self) -> bool:
+        """Whether patience has run out."""
+        scores = [row[self.goal] for row in self.history]
+        return (
+            bool(self.recipe.patience and scores)
+            and len(scores) - 1 - scores.index(max(scores)) >= self.recipe.patience
+        )
+
+    def on_train_start(self, trainer, module) -> None:
+        trainer.should_stop = self._over()
+
+    def on_train_epoch_end(self, trainer, module) -> None:
+        epoch = trainer.current_epoch + 1
+        self.loss = float(trainer.callback_metrics["train_loss_epoch"])
+        if not self.due(epoch):
+            return
+        found = evaluate_ranking(*module.model.final_embeddings(), self.data.train, self.data.test, self.recipe.top)
+        self.history.append({"epoch": epoch, "loss": self.loss, **found})
+        module.log(self.goal, found[self.goal], prog_bar=True)
+        if self.recipe.patience and found[self.goal] > max((row[self.goal] for row in self.history[:-1]), default=-1.0):
+            save_weights(module.model, self.best)
+        trainer.should_stop = self._over()
+
+    def state_dict(self) -> dict:
+        return {"history": self.history, "loss": self.loss}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.history, self.loss = state["history"], state["loss"]
+
+
+def recommenders() -> list[str]:
+    """Names of the models that can be trained here."""
+    return sorted(n for n, e in entries().items() if hasattr(e.build, "fold_in"))
+
+
+def _build(model: str, data: Interactions, options: Mapping[str, Any]):
+    try:
+        return create_model(model, **{**options, "num_users": data.num_users, "num_items": data.num_items})
+    except TypeError as error:
+        raise OffprintError(f"an argument of {model} is of the wrong kind: {error}") from error
+
+
+def _digest(data: Interactions) -> int:
+    """Of the matrices and ids, so that a run is not gone on with on other data."""
+    value = zlib.crc32(json.dumps([list(data.user_ids), list(data.item_ids)]).encode())
+    for matrix in (data.train, data.test):
+        for part in (matrix.indptr, matrix.indices):
+            value = zlib.crc32(part.astype(np.int64).tobytes(), value)
+    return value
+
+
+def train_recommender(
+    model: str,
+    data: Interactions,
+    out: str | Path,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    checkpoint: str | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    accelerator: str = "auto",
+    logger: str = "csv",
+    progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+) -> dict[str, Any]:
+    """Train a recommender by its paper's recipe.
+
+    Args:
+        model: name of a model (``lightgcn``, ``ultragcn``); its table sizes come from the data.
+        out: folder for the checkpoint, ``interactions.npz``, ``model.safetensors`` and ``summary.json``.
+        overrides: fields of :class:`RecommenderRecipe`.
+        model_options: arguments of the model.
+        checkpoint: weights to start from, in any dialect of the model.
+        resume: go on from ``out/last.ckpt`` when it is there, also to more epochs than were asked for before; the result is that
+            of an uninterrupted run.
+        seed: of the initial tables and everything drawn.
+
+    Returns:
+        ``epochs``, ``loss``, ``history`` (a row per test), ``best`` (its best row), ``weights`` (path), ``stopped``.
+
+    Raises:
+        NonFiniteLoss: the last good checkpoint stays.
+    """
+    recipe = RecommenderRecipe.of(model, **(overrides or {}))
+    options = dict(model_options or {})
+    torch.manual_seed(seed)
+    network = _build(model, data, options)
+    if checkpoint:
+        load_weights(network, checkpoint)
+    network.set_interactions(data.train)
+    sampler = Triples(data.train, recipe.batch_size, **network.sampling)
+    fixed = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "epochs"}
+    settings = {"model": model, "options": options, "recipe": fixed, "seed": seed, "checkpoint": checkpoint,
+                "data": data.name, "data_digest": _digest(data)}  # fmt: skip
+    last = open_folder(out, "settings.json", settings, resume)
+    folder = last.parent
+    best, weights, summary_file = folder / "best.safetensors", folder / "model.safetensors", folder / "summary.json"
+    if not last.exists():
+        for file in (best, weights, summary_file):
+            file.unlink(missing_ok=True)
+        data.save(folder / "interactions.npz")
+    elif summary_file.is_file():
+        summary = json.loads(summary_file.read_text())
+        if summary["stopped"] or summary["asked"] == recipe.epochs:
+            return summary
+        if summary["epochs"] > recipe.epochs:
+            raise OffprintError(
+                f"{folder} holds a run of {summary['epochs']} epochs, more than the {recipe.epochs} asked for; choose "
+                "another --out, or pass --no-resume to start over"
+            )
+    task = Recommendation(network, recipe, seed)
+    tests = _Tests(data, recipe, best)
+    trainer = train(
+        task,
+        TripleData(sampler, seed),
+        last,
+        [tests, *callbacks],
+        accelerator=accelerator,
+        logger=logger,
+        progress=progress,
+    )
+    stopped = trainer.current_epoch < recipe.epochs
+    if recipe.patience and best.is_file():
+        load_weights(network, best)
+    save_weights(network, weights)
+    goal = tests.goal
+    summary = {
+        "model": model, "data": str(data), "epochs": trainer.current_epoch, "asked": recipe.epochs, "stopped": stopped,
+        "loss": tests.loss,
+        "history": tests.history, "best": max(tests.history, key=lambda row: row[goal], default=None), "weights": str(weights),
+    }  # fmt: skip
+    atomic_write(summary_file, json.dumps(summary, indent=1))
+    return summary
+
+
+@dataclass
+class Trained:
+    """A trained recommender with the interactions it knows."""
+
+    model: Any
+    data: Interactions
+    name: str
+
+    @cached_property
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Final embeddings of users (N, d) and items (M, d)."""
+        return self.model.final_embeddings()
+
+    @cached_property
+    def _known(self) -> np.ndarray:
+        return np.diff(self.data.train.indptr) > 0
+
+    def recommend(self, user=None, *, items: Iterable | None = None, top: int = 20) -> list[tuple[Any, float]]:
+        """The best unseen items of a user, or of a new user who has ``items``: ids and scores, best first.
+
+        Raises:
+            OffprintError: an unknown id; a user without training interactions.
+        """
+        _check_top(top)
+        if (user is None) == (items is None):
+            raise OffprintError("give a user, or the items of a new user")
+        if user is not None:
+            row = self.data.user_index(user)
+            if not self._known[row]:
+                raise DataError(
+                    f"user {user} has no training interactions, so nothing is known of it; give items of it"
+                )
+            seen, users = self.data.train[row], self.embeddings[0][row : row + 1]
+        else:
+            seen = self.data.items_of(items)  # type: ignore[arg-type]
+            users = self.model.fold_in(seen)
+            if not users.any():
+                raise DataError("none of these items has training interactions, so they say nothing; give others")
+        _, scores, best = next(top_items(users, self.embeddings[1], seen, top))
+        return [(self.data.item_ids[i], s) for i, s in zip(best[0].tolist(), scores[0].tolist(), strict=True) if i >= 0]
+
+    def recommend_all(
+        self, path: str | Path, top: int = 20, progress: Callable[[int, int], None] | None = None
+    ) -> tuple[int, int]:
+        """Write user, rank, item, score of all users to a CSV file, streamed, whole or not at all.
+
+        Returns:
+            Users written, and users passed over because they have no training interactions.
+        """
+        _check_top(top)
+        rows, path = np.nonzero(self._known)[0], Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part, done = path.with_name(f".{path.name}.part"), 0
+        try:
+            with part.open("w", newline="", encoding="utf-8") as stream:
+                table = csv.writer(stream)
+                table.writerow(["user", "rank", "item", "score"])
+                for users, scores, best in top_items(*self.embeddings, self.data.train, top, rows=rows):
+                    for u, s, b in zip(users.tolist(), scores.tolist(), best.tolist(), strict=True):
+                        name = self.data.user_ids[u]
+                        table.writerows(
+                            (name, rank, self.data.item_ids[i], f"{v:.6g}")
+                            for rank, (v, i) in enumerate(zip(s, b, strict=True), 1)
+                            if i >= 0
+                        )
+                    done += len(users)
+                    if progress:
+                        progress(done, len(rows))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return len(rows), self.data.num_users - len(rows)
+
+    def evaluate(self, top: Sequence[int] = (20,), *, all_users: bool = False, progress=None) -> dict[str, float]:
+        """:func:`~offprint.tasks.ranking.evaluate_ranking` on the test part."""
+        data = self.data
+        return evaluate_ranking(*self.embeddings, data.train, data.test, top, all_users=all_users, progress=progress)
+
+
+def popularity(train: sp.csr_matrix) -> tuple[Tensor, Tensor]:
+    """The baseline that recommends what most users have, as embeddings (N, 1) and (M, 1)."""
+    counts = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
+    return torch.ones(train.shape[0], 1), torch.from_numpy(counts)[:, None]
+
+
+def _check_top(top: int) -> None:
+    if top < 1:
+        raise OffprintError(f"top={top}: ask for one item or more")
+
+
+def trained_recommender(folder: str | Path) -> Trained:
+    """The recommender of a folder that :func:`train_recommender` wrote.
+
+    Raises:
+        OffprintError: another folder, or a run that has not finished.
+    """
+    folder = Path(folder)
+    if not (folder / "settings.json").is_file() or not (folder / "interactions.npz").is_file():
+        raise OffprintError(
+            f"{folder} is not the folder of a recommender; make one with offprint recommend fit --out {folder}"
+        )
+    if not (folder / "model.safetensors").is_file():
+        raise OffprintError(f"{folder} holds a run that has not finished; the same fit command goes on with it")
+    settings = json.loads((folder / "settings.json").read_text())
+    data = Interactions.load(folder / "interactions.npz")
+    model = _build(settings["model"], data, settings["options"]).eval()
+    load_weights(model, folder / "model.safetensors")
+    model.set_interactions(data.train)
+    return Trained(model, data, settings["model"])
