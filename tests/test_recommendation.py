@@ -253,7 +253,9 @@ def test_the_commands(offprint, tmp_path):  # noqa: F811
     both = json.loads(offprint("recommend", "evaluate", "m", "-k", 3, "-k", 5, "--json")[1])
     assert both["model"]["users"] == 30 and set(both["popularity"]) == set(both["model"])
     assert "popularity" in offprint("recommend", "evaluate", "m")[1]
+    (tmp_path / "bad.csv").write_text("user,item\na,b\nc\n")
     for call, says in (
+        (("fit", "bad.csv", "--out", "n"), "bad.csv, line 3: 1 fields, expected 2"),
         (("query", "m", "--user", 77), "unknown user of x.csv '77'"),
         (("query", "m"), "give one of --user"),
         (("query", "elsewhere", "--user", 1), "not the folder of a recommender"),
@@ -264,6 +266,7 @@ def test_the_commands(offprint, tmp_path):  # noqa: F811
     ):
         code, _, error = offprint("recommend", *call)
         assert code == 2 and says in words(error), (call, error)
+    assert not (tmp_path / "n").exists()
 
 
 def test_a_split_without_a_test_part_trains_and_is_not_evaluated(tmp_path):

@@ -68,7 +68,7 @@ def fit(
         soft_wrap=True,
     )
     for label, row in (("last test", last), ("best test (chosen on the test part)", best)):
-        if row is not None and (row is last or row != last):
+        if row is not None and (label == "last test" or row != last):
             out.print(f"{label}, epoch {row['epoch']}: {_line(row)}", highlight=False, soft_wrap=True)
     out.print(f"next: offprint recommend query {output} --user {data.user_ids[0]}", highlight=False, soft_wrap=True)
 

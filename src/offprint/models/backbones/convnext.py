@@ -24,7 +24,7 @@ from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
-from offprint.nn import DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
+from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
 
 
 class Block(nn.Module):
@@ -38,7 +38,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, drop_path: float = 0.0, layer_scale_init_value: float = 1e-6):
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+        self.dwconv = DepthwiseConv2d(dim, 7)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pwconv1 = nn.Linear(dim, 4 * dim)
         self.act = nn.GELU()
@@ -50,9 +50,18 @@ class Block(nn.Module):
         """Map (B, C, H, W) to a map of the same shape."""
         y = self.dwconv(x).permute(0, 2, 3, 1)
         y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
+        y = self.drop_path(y.permute(0, 3, 1, 2))
+        if self.gamma is None:
+            return x + y
+        return torch.addcmul(x, y, self.gamma[:, None, None].to(x.dtype))
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """For :func:`offprint.deploy`: the layer scale into the layer before it."""
         if self.gamma is not None:
-            y = y * self.gamma
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
+            self.pwconv2.weight.mul_(self.gamma[:, None])
+            self.pwconv2.bias.mul_(self.gamma)
+            self.gamma = None
 
 
 def _init(module: nn.Module) -> None:
