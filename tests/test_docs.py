@@ -27,3 +27,14 @@ def test_every_block_is_run():
 def test_readme_is_current():
     shown = subprocess.run([sys.executable, "tools/readme.py", "--check"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stdout + shown.stderr
+
+
+def test_every_model_has_its_row():
+    """A page lists its paper's models, each made by its name alone."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import tables
+
+    import offprint
+
+    names = offprint.list_models()
+    assert tables.models(names).count("\n") >= len(names)

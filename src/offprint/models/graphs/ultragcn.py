@@ -338,7 +338,9 @@ _OWN = {
 }
 _TRAINING = ("lr", "batch_size", "patience")
 _ARGUMENTS = tuple(key for key in _COLUMNS if key not in ("lr", "patience"))
-VARIANTS: dict[str, dict] = {"ultragcn": {}} | {
+VARIANTS: dict[str, dict] = {  # the first is for any data, whose sizes are passed; as it stands it has LastFM's
+    "ultragcn": {"num_users": 1892, "num_items": 4489}
+} | {
     f"ultragcn_{name}": {
         **{key: value for key, value in zip(_COLUMNS, row, strict=True) if key in _ARGUMENTS},
         **_OWN.get(name, {}),
