@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import gc
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import offprint
 from offprint.errors import OffprintError
+from offprint.models.info import peak_memory
 
 
 @dataclass(frozen=True)
@@ -61,38 +60,6 @@ def race(ours: Callable[[], object], theirs: Callable[[], object], seconds: floa
             gc.enable()
         turn += 1
     return best[0], best[1]
-
-
-class _Peak(TorchDispatchMode):
-    """Bytes of all tensor storages made while it is on and alive at once, at the worst moment."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
-
-    def _free(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in out if isinstance(out, list | tuple) else (out,):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                storage = leaf.untyped_storage()
-                key = storage._cdata
-                if key not in self.known:
-                    self.known.add(key)
-                    self.now += storage.nbytes()
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._free, key, storage.nbytes())
-        return out
-
-
-def peak_memory(call: Callable[[], object]) -> int:
-    """Peak bytes of the tensors that a call makes."""
-    with _Peak() as counter:
-        call()
-    return counter.peak
 
 
 def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:

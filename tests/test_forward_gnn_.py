@@ -1,6 +1,5 @@
 """ForwardGNN: operators equal to PyG's, caches that change nothing, runs that resume, graphs and settings that cannot be used."""
 
-import sys
 import warnings
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_cli import offprint as offprint_cli  # noqa: F401  (a fixture)
 from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GCNConv, SAGEConv
 
 import offprint
-from offprint.cli import console
-from offprint.cli import main as cli
 from offprint.errors import CheckpointError, DataError, OffprintError
 from offprint.methods.training import forward_gnn as fg
 from offprint.methods.training.forward_gnn import METHODS, PROCEDURES, TrainedGNN, fit, link_split, node_split, roc_auc
@@ -414,24 +412,9 @@ def test_questions_a_trained_model_cannot_answer():
 
 
 @pytest.fixture
-def verb(monkeypatch, capsys, tmp_path):
+def verb(offprint_cli):  # noqa: F811
     """Call ``offprint graph`` in-process in a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["offprint", "graph", *words])
-        for stream, file in (("out", "stdout"), ("errors", "stderr")):
-            monkeypatch.setattr(getattr(console, stream), "_file", getattr(sys, file), raising=False)
-            getattr(console, stream).width = 200
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code or 0
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
+    return lambda *words: offprint_cli("graph", *words)
 
 
 def test_the_verb_trains_predicts_and_evaluates(verb, tmp_path):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offprint.models.registry import create_model
 
@@ -70,3 +73,35 @@ def model_info(model: str | nn.Module, input_size: tuple[int, ...] | None = None
         "input": list(sample.shape),
         "outputs": _shapes(output),
     }
+
+
+class _Peak(TorchDispatchMode):
+    """Bytes of all tensor storages made while it is on and alive at once, at the worst moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.peak, self.known = 0, 0, set()
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for leaf in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                storage = leaf.untyped_storage()
+                key = storage._cdata
+                if key not in self.known:
+                    self.known.add(key)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._free, key, storage.nbytes())
+        return out
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Peak bytes of the tensors that a call makes."""
+    with _Peak() as counter:
+        call()
+    return counter.peak

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-import weakref
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from offprint.data.graphs import load_graph
 from offprint.methods.training._forward_data import node_parts
 from offprint.methods.training._forward_steps import PROCEDURES, Nodes
 from offprint.methods.training.forward_gnn import fit
 from offprint.models.graphs.forward_gnn import ForwardGNN
+from offprint.models.info import peak_memory
 from offprint.proofs import Band, Proof
 
 SEED = 10100  # the paper's, plus 3 per run
@@ -31,31 +29,6 @@ JOBS = {  # graph, operator, methods, number of splits
 }
 
 
-class _Peak(TorchDispatchMode):
-    """Bytes of all tensor storages made while it is on, at the moment when most of them are alive."""
-
-    def __init__(self):
-        super().__init__()
-        self.now, self.peak, self.known = 0, 0, set()
-
-    def _gone(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for leaf in out if isinstance(out, list | tuple) else (out,):
-            if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                storage = leaf.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.known:
-                    self.known.add(key)
-                    self.now += size
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, key, size)
-        return out
-
-
 def _megabytes(method: str, depth: int) -> float:
     """Peak of training the last layer (all layers, by backpropagation) for two steps on Cora: outputs, gradients, Adam's
     state and whatever is kept of the frozen input; the graph, its features and the weights lie outside."""
@@ -70,11 +43,13 @@ def _megabytes(method: str, depth: int) -> float:
     last = procedure.stages - 1
     procedure.open(last)  # the graph's matrices are made outside of what is counted
     procedure.step(last)
-    with _Peak() as counter:
+
+    def two_steps():
         procedure.open(last)
         procedure.step(last)
         procedure.step(last)
-    return counter.peak / 1e6
+
+    return peak_memory(two_steps) / 1e6
 
 
 def _figures(name: str, method: str, operator: str, split: int) -> list[float]:
