@@ -10,7 +10,7 @@ import pytest
 import offprint
 
 ROOT = Path(offprint.__file__).parent
-EVERYWHERE = {"errors", "files"}
+EVERYWHERE = {"errors", "files", "sources"}
 MAY_USE = {
     "catalog": set(),
     "nn": set(),
