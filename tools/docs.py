@@ -64,7 +64,7 @@ def dialects(name: str) -> str:
     return ", ".join(dict.fromkeys([getattr(cls, "native", "our"), *(d.name for d in getattr(cls, "dialects", ()))]))
 
 
-def paper_page(paper: catalog.Paper, taken: dict) -> str:
+def paper_page(paper: catalog.Paper) -> str:
     docstring = ast.get_docstring(ast.parse(Path(import_module(paper.module).__file__).read_text())) or ""
     title, _, rest = docstring.partition("\n")
     arxiv = f"[arXiv {paper.arxiv}](https://arxiv.org/abs/{paper.arxiv}) · " if paper.arxiv else ""
@@ -76,8 +76,8 @@ def paper_page(paper: catalog.Paper, taken: dict) -> str:
     names = list_models(paper=paper.slug)
     if names:
         parts += ["## Models", tables.models(names)]
-    parts += ["## Claims and evidence", tables.claims(paper, taken), tables.LEGEND]
-    for mode, run in sorted(taken.get("proofs", {}).get(paper.slug, {}).items()):
+    parts += ["## Claims and evidence", tables.claims(paper), tables.LEGEND]
+    for mode, run in sorted(evidence.snapshot(paper.slug).get("proofs", {}).items()):
         parts += [f"## Proof ({mode})", tables.proof(run)]
         picture = DOCS / "papers" / f"{paper.slug}-{mode}.png"
         picture.write_bytes(plot_png(paper.slug, run["figures"], dpi=100))
@@ -92,7 +92,6 @@ def module_page(title: str, modules: list[str]) -> str:
 
 
 def main() -> None:
-    taken = evidence.snapshot()
     for folder in ("papers", "api"):
         (DOCS / folder).mkdir(parents=True, exist_ok=True)
         for old in (DOCS / folder).iterdir():
@@ -100,11 +99,9 @@ def main() -> None:
     built = [p for p in catalog.papers() if p.built]
     nav_papers: dict[str, list] = {}
     for paper in track(built, "papers"):
-        (DOCS / "papers" / f"{paper.slug}.md").write_text(paper_page(paper, taken))
+        (DOCS / "papers" / f"{paper.slug}.md").write_text(paper_page(paper))
         nav_papers.setdefault(paper.kind, []).append({paper.title.split(":")[0]: f"papers/{paper.slug}.md"})
-    (DOCS / "papers" / "index.md").write_text(
-        f"# Papers\n\n{tables.papers(taken, link='{slug}.md')}\n\n{tables.LEGEND}\n"
-    )
+    (DOCS / "papers" / "index.md").write_text(f"# Papers\n\n{tables.papers(link='{slug}.md')}\n\n{tables.LEGEND}\n")
     nav_api = []
     api = dict(API)
     for room in ROOMS:

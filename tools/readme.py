@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 import tables  # noqa: E402
 
-from offprint.catalog import evidence  # noqa: E402
 from offprint.files import atomic_write  # noqa: E402
 
 FILE = ROOT / "README.md"
@@ -28,7 +27,7 @@ BLOCK = re.compile(r"(<!-- run -->\n```console\n)(.*?)(```)", re.S)
 
 def fill(text: str) -> str:
     """The text with its tables made anew."""
-    parts = {"papers": lambda: tables.papers(evidence.snapshot()), "benchmarks": tables.benchmarks}
+    parts = {"papers": tables.papers, "levels": tables.levels, "benchmarks": tables.benchmarks}
     for name, make in parts.items():
         pattern = re.compile(rf"(<!-- begin:{name} -->\n).*?(<!-- end:{name} -->)", re.S)
         assert pattern.search(text), f"README has no part {name}"

@@ -8,15 +8,17 @@ from pathlib import Path
 import torch
 
 import offprint
-from offprint import catalog
+from offprint import catalog, proofs
 from offprint.api import entry
 from offprint.catalog import evidence
 
 ROOT = Path(__file__).parents[1]
 LEGEND = (
-    "`reproduced`: same data, same protocol, measured here. `equal`: our model computes what the authors' code computes on the "
-    "same weights. `structural`: the counts agree. `indicated`: the effect shows in a small experiment. `open`: nothing yet. "
-    "The level is computed from golden records and proofs."
+    "`reproduced`: measured here on the claim's own data by its own protocol, inside the printed spread or half the last digit plus "
+    "the sampling error. `equal`: the releasing party states this figure for its own weights, we run the protocol, and a record of "
+    "that party's code passes. `structural`: our count rounds to the printed value. `indicated`: the effect's 95 % interval over at "
+    "least five paired seeds lies on the claimed side. `undecided`: it holds zero. `contradicted`: measured, and outside or on the "
+    "other side. `open`: nothing yet. The level is computed by rules, and marked stale where the code has changed since."
 )
 
 
@@ -30,55 +32,62 @@ def table(header: list[str], rows: list[list]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(_cell(c) for c in row) + " |" for row in rows)])
 
 
-def measured(slug: str, taken: dict) -> str:
-    """The first figure of a paper's newest proof, full before quick, and its verdict."""
-    runs = taken.get("proofs", {}).get(slug, {})
-    run = runs.get("full") or runs.get("quick")
-    if run is None:
-        return ""
-    band = run["bands"][0]
-    value = "missing" if band["value"] is None else f"{band['value']:.4g} {band['unit']}".strip()
-    name = band["figure"].replace("_", " ")
-    return f"{name} {value}, {'inside' if run['ok'] else '**outside**'} ({band['text']})"
+def measured(slug: str) -> str:
+    """How many bands of a paper's newest proof hold, full before quick, and which do not."""
+    runs = evidence.snapshot(slug).get("proofs", {})
+    mode = next((m for m in ("gpu", "full") if m in runs), None)
+    if mode is None:
+        return "not run in full"
+    run = runs[mode]
+    old = ", stale" if evidence.stale(run) else ""
+    failed = [f"{b['figure'].replace('_', ' ')} {proofs.shown(b)} {b['verdict']}" for b in run["bands"] if not b["ok"]]
+    return f"{sum(b['ok'] for b in run['bands'])} of {len(run['bands'])} bands hold ({mode}{old})" + "".join(
+        f"; {f}" for f in failed
+    )
 
 
-def papers(taken: dict, link: str = "") -> str:
+def papers(link: str = "") -> str:
     """All papers: what is built, the evidence for its claims, what its proof measured."""
     rows = []
     for paper in catalog.papers():
-        levels = [evidence.level(c, paper, taken).level for c in paper.claims]
-        counts = ", ".join(f"{levels.count(name)} {name}" for name in evidence.LEVELS[:-1] if name in levels)
-        known = f"{counts or 'none'} of {len(levels)}" if paper.built else f"{len(levels)} claims"
+        counts = ", ".join(f"{n} {name}" for name, n in evidence.counts(paper).items() if name != "open")
+        known = f"{counts or 'none'} of {len(paper.claims)}" if paper.built else f"{len(paper.claims)} claims"
         title = f"[{paper.title}]({link.format(slug=paper.slug)})" if link and paper.built else paper.title
         rows.append([f"`{paper.slug}`", title, paper.venue, paper.kind, "built" if paper.built else "planned", known,
-                     measured(paper.slug, taken) if paper.built else ""])  # fmt: skip
+                     measured(paper.slug) if paper.built else ""])  # fmt: skip
     return table(["paper", "title", "venue", "kind", "state", "claims with evidence", "proof"], rows)
 
 
-def claims(paper: catalog.Paper, taken: dict) -> str:
+def levels() -> str:
+    """How many claims of the built papers have each level."""
+    built = [p for p in catalog.papers() if p.built]
+    counts = [evidence.counts(p) for p in built]
+    rows = [[name, sum(c.get(name, 0) for c in counts)] for name in evidence.LEVELS]
+    return table(["level", f"claims of the {len(built)} built papers"], rows)
+
+
+def claims(paper: catalog.Paper) -> str:
     """A paper's claims beside their evidence."""
     rows = []
     for claim in paper.claims:
-        found = evidence.level(claim, paper, taken)
-        value = claim.statement if claim.value is None else f"{claim.value:,g} {claim.unit}".strip()
+        found = evidence.level(claim, paper)
         place = claim.place + (" (from memory)" if claim.from_memory else "")
-        rows.append([claim.data, claim.metric, value, claim.setting, place,
-                     f'<span class="level-{found.level}">{found.level}</span>', found.basis])  # fmt: skip
-    return table(["data", "metric", "claimed", "setting", "place", "evidence", "rests on"], rows)
+        told = f'<span class="level-{found.level}">{found.level}</span>' + (" (stale)" if found.stale else "")
+        rows.append([claim.data, claim.metric, claim.said, claim.setting, place, told, found.basis])
+    return table(["data", "metric", "claimed", "setting", "place", "evidence", "rests on, or what is missing"], rows)
 
 
 def proof(run: dict) -> str:
     """What a proof asked and measured."""
-    rows = []
-    for band in run["bands"]:
-        value = "missing" if band["value"] is None else f"{band['value']:.4g} {band['unit']}".strip()
-        verdict = "inside" if band["ok"] else "outside"
-        rows.append([band["figure"], value, band["text"], f'<span class="{verdict}">{verdict}</span>'])
+    rows = [
+        [b["figure"], proofs.shown(b), b["text"], f'<span class="{b["verdict"]}">{b["verdict"]}</span>']
+        for b in run["bands"]
+    ]
     where = f"{run['machine'].get('processor', '')}, {run['machine'].get('cores', '?')} cores"
     words = (
         f"{run['question']}\n\nData: {run['data']}. Measured {run['date'][:10]} in {run['seconds']:.0f} s on {where}."
     )
-    return words + "\n\n" + table(["figure", "measured", "declared band", "verdict"], rows)
+    return words + "\n\n" + table(["figure", "measured", "declared", "verdict"], rows)
 
 
 def models(names: list[str]) -> str:

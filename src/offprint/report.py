@@ -16,20 +16,21 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewp
 body{font:15px/1.5 system-ui,sans-serif;max-width:68rem;margin:2rem auto;padding:0 1rem;color:#1d2733}
 table{border-collapse:collapse;width:100%;margin:.6rem 0 1.4rem}th,td{text-align:left;padding:.3rem .6rem;border-bottom:1px solid #dde3ea;vertical-align:top}
 th{font-weight:600;background:#f3f6f9}h2{margin-top:2.4rem;border-top:2px solid #1d2733;padding-top:.6rem}.dim{color:#66727f}
-.inside,.reproduced,.equal{color:#11703c;font-weight:600}.outside{color:#b3261e;font-weight:600}.planned{color:#8a6d00}
+.holds,.reproduced,.equal,.structural,.indicated{color:#11703c;font-weight:600}.contradicted,.missing{color:#b3261e;font-weight:600}
+.undecided,.planned{color:#8a6d00}
 img{max-width:100%}nav{columns:3}code{background:#f3f6f9;padding:0 .25rem}
 </style>
 <h1>Offprint: what was claimed, what was measured</h1>
 <p class="dim">Written {{ date }} · {{ versions }} · {{ machine }}</p>
 <table><tr><th>paper<th>kind<th>best evidence<th>newest proof<th>verdict</tr>
 {% for r in rows %}<tr><td>{% if r.built %}<a href="#{{ r.slug }}">{{ r.title }}</a>{% else %}{{ r.title }}{% endif %}<td>{{ r.kind }}
-<td class="{{ r.best }}">{{ r.best }}<td>{{ r.when }}<td class="{{ r.verdict }}">{{ r.verdict }}</tr>{% endfor %}</table>
+<td class="{{ r.best }}">{{ r.best }}<td>{{ r.when }}<td>{{ r.verdict }}</tr>{% endfor %}</table>
 {% for r in rows if r.built %}<h2 id="{{ r.slug }}">{{ r.title }} <small class="dim">{{ r.venue }}</small></h2><p>{{ r.summary }}</p>
 <table><tr><th>data<th>metric<th>claimed<th>setting<th>evidence<th>rests on</tr>
-{% for c in r.claims %}<tr><td>{{ c.data }}<td>{{ c.metric }}<td>{{ c.value }}<td>{{ c.setting }}<td class="{{ c.level }}">{{ c.level }}<td class="dim">{{ c.basis }}</tr>{% endfor %}</table>
+{% for c in r.claims %}<tr><td>{{ c.data }}<td>{{ c.metric }}<td>{{ c.value }}<td>{{ c.setting }}<td class="{{ c.level }}">{{ c.level }}{% if c.stale %} <span class="dim">(stale)</span>{% endif %}<td class="dim">{{ c.basis }}</tr>{% endfor %}</table>
 {% for p in r.proofs %}<h3>Proof ({{ p.mode }}, {{ p.date }}, {{ p.seconds }} s)</h3><p>{{ p.question }}<br><span class="dim">Data: {{ p.data }}</span></p>
-<table><tr><th>figure<th>measured<th>declared band<th>verdict</tr>
-{% for b in p.bands %}<tr><td>{{ b.figure }}<td>{{ b.shown }}<td>{{ b.text }}<td class="{{ 'inside' if b.ok else 'outside' }}">{{ 'inside' if b.ok else 'outside' }}</tr>{% endfor %}</table>
+<table><tr><th>figure<th>measured<th>declared<th>verdict</tr>
+{% for b in p.bands %}<tr><td>{{ b.figure }}<td>{{ b.shown }}<td>{{ b.text }}<td class="{{ b.verdict }}">{{ b.verdict }}</tr>{% endfor %}</table>
 {% if p.image %}<img alt="plot of the proof of {{ r.title }}" src="data:image/png;base64,{{ p.image }}">{% endif %}{% endfor %}
 {% if not r.proofs %}<p class="dim">No proof in this ledger yet: <code>offprint prove {{ r.slug }}</code></p>{% endif %}{% endfor %}
 </html>"""
@@ -67,32 +68,26 @@ def write_report(path: str | Path, ledger=None) -> Path:
     book = ledger or room.Ledger()
     newest = {mode: book.latest(mode) for mode in proofs.MODES}
     having = set(proofs.available())
-    snapshot = evidence.snapshot()
     rows = []
     for paper in catalog.papers():
-        claims = []
+        claims, measured, taken = [], book.measurements(paper.slug), evidence.snapshot(paper.slug)
         for claim in paper.claims:
-            found = evidence.level(claim, paper, snapshot)
-            value = claim.statement if claim.value is None else f"{claim.value:,g} {claim.unit}"
-            claims.append({"data": claim.data, "metric": claim.metric, "value": value, "setting": claim.setting,
-                           "level": found.level, "basis": found.basis})  # fmt: skip
+            found = evidence.level(claim, paper, taken, measured)
+            claims.append({"data": claim.data, "metric": claim.metric, "value": claim.said, "setting": claim.setting,
+                           "level": found.level, "basis": found.basis, "stale": found.stale})  # fmt: skip
         runs = [newest[mode][paper.slug] for mode in reversed(proofs.MODES) if paper.slug in newest[mode]]
         shown = []
         for run in runs if paper.slug in having else []:
-            bands = [
-                {**b, "shown": "missing" if b["value"] is None else f"{b['value']:.4g} {b['unit']}".strip()}
-                for b in run.bands
-            ]
+            bands = [{**b, "shown": proofs.shown(b)} for b in run.bands if "verdict" in b]
             image = base64.b64encode(plot_png(paper.slug, run.figures)).decode()
-            shown.append({"mode": run.mode, "date": run.date, "seconds": run.seconds, "question": run.question,
-                          "data": run.data, "bands": bands, "image": image})  # fmt: skip
+            shown.append({"mode": run.mode, "date": run.date[:16].replace("T", " "), "seconds": round(run.seconds),
+                          "question": run.question, "data": run.data, "bands": bands, "image": image})  # fmt: skip
         last = max(runs, key=lambda r: r.id, default=None)
-        order = evidence.LEVELS
         rows.append({
             "slug": paper.slug, "title": paper.title, "kind": paper.kind, "venue": paper.venue, "summary": paper.summary,
-            "built": paper.built, "claims": claims, "proofs": shown, "when": f"{last.mode}, {last.date}" if last else "",
-            "verdict": ("inside" if last.ok else "outside") if last else ("" if paper.built else "planned"),
-            "best": min((c["level"] for c in claims), key=order.index, default="open") if paper.built else "planned",
+            "built": paper.built, "claims": claims, "proofs": shown, "when": f"{last.mode}, {last.date[:10]}" if last else "",
+            "verdict": proofs.summary(last.bands, last.mode) if last else ("" if paper.built else "planned"),
+            "best": min((c["level"] for c in claims), key=evidence.LEVELS.index) if paper.built else "planned",
         })  # fmt: skip
     versions = ", ".join(f"{k} {v}" for k, v in room.versions().items())
     machine = room.machine()

@@ -29,6 +29,7 @@ ROOMS = {
     "understanding": "methods.understanding",
 }
 KINDS = tuple(ROOMS)
+SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}  # units of counts
 
 
 class CatalogError(OffprintError):
@@ -37,21 +38,26 @@ class CatalogError(OffprintError):
 
 @dataclass(frozen=True)
 class Structural:
-    """Evidence by counting: a model's parameters, or its multiply-adds at an input shape (C, H, W), must be exactly this."""
+    """Evidence by counting: a model's ``parameters``, or its ``macs`` (multiply-adds) at an input shape (C, H, W).
+
+    What is counted is compared with the claim's value at its printed digits and in its unit.
+    """
 
     model: str
-    parameters: int | None = None
-    macs: int | None = None
+    count: str
     input: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ProofLink:
-    """Evidence by a proof: which mode, which figure, and whether data and protocol are the paper's (``same``) or ``small``."""
+    """Evidence by a proof: which figure of it.
 
-    mode: str
+    ``protocol`` is ``same`` where the figure is the claim's own number measured by the claim's own protocol; ``small`` (the
+    default) where it is an effect that supports a statement.
+    """
+
     figure: str
-    protocol: str
+    protocol: str = "small"
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,45 @@ class Basis:
 
 
 @dataclass(frozen=True)
+class Protocol:
+    """How a claim's figure is measured; two claims of one model whose protocols differ in ``metric`` alone come from one run.
+
+    Args:
+        data: id of the data set (``imagenet-1k``, ``set5``, ``cora``, ...).
+        metric: name of the figure (``top1``, ``psnr_y``, ``accuracy``, ...).
+        split: part of the data, where it has more than the usual one (``public``, ``random``).
+        input: pixels of the image's side; 0 where the data or the weights say it.
+        crop: share of the resized shorter side that is kept; 0 where the weights say it.
+        steps: test-time steps beyond one view: ``10-crop``, ``144-crop``, ``flip``, ``multi-scale``, ``ensemble``.
+        scale: factor of super-resolution.
+        seeds: independent runs that the paper averages.
+    """
+
+    data: str
+    metric: str
+    split: str = ""
+    input: int = 0
+    crop: float = 0.0
+    steps: str = ""
+    scale: int = 0
+    seeds: int = 1
+
+    @property
+    def key(self) -> str:
+        """What one run measures: everything but the metric, as text."""
+        said = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "metric"}
+        return " ".join(f"{k}={v}" for k, v in said.items() if v not in ("", 0, 0.0) and (k, v) != ("seeds", 1))
+
+
+@dataclass(frozen=True)
 class Claim:
-    """One thing the paper says: a figure (``value``), or a statement in words."""
+    """One thing the paper says: a figure (``value``), or a statement in words.
+
+    Args:
+        model: name of the model that the figure is about, as :func:`offprint.create_model` takes it.
+        digits: printed digits after the point, read off the number as it is typed in the file.
+        spread: what the paper prints behind ±, if it does.
+    """
 
     id: str
     data: str
@@ -73,10 +116,22 @@ class Claim:
     setting: str = ""
     place: str = ""
     value: float | None = None
+    digits: int = 0
+    spread: float | None = None
     unit: str = ""
     statement: str = ""
+    model: str = ""
     from_memory: bool = False
+    protocol: Protocol | None = None
     evidence: Basis = field(default_factory=Basis)
+
+    @property
+    def said(self) -> str:
+        """The claim as it is printed: ``"82.10 %"``, or the statement."""
+        if self.value is None:
+            return self.statement
+        spread = f" ± {self.spread:g}" if self.spread is not None else ""
+        return f"{self.value:,.{self.digits}f}{spread} {self.unit}".strip()
 
 
 @dataclass(frozen=True)
@@ -117,10 +172,25 @@ class Paper:
 
 
 _TYPES = {
-    "str": (str,), "int": (int,), "bool": (bool,), "float | None": (int, float), "int | None": (int,),
+    "str": (str,), "int": (int,), "bool": (bool,), "float": (int, float), "float | None": (int, float),
     "tuple[str, ...]": (list,), "tuple[int, ...]": (list,), "tuple[Claim, ...]": (list,),
 }  # fmt: skip
-_NESTED = {"Reference": Reference, "Basis": Basis, "Structural | None": Structural, "ProofLink | None": ProofLink}
+_NESTED = {
+    "Reference": Reference, "Basis": Basis, "Structural | None": Structural, "ProofLink | None": ProofLink,
+    "Protocol | None": Protocol,
+}  # fmt: skip
+
+
+class _Number(float):
+    """A number of a TOML file that remembers how many digits were printed behind its point."""
+
+    digits: int
+
+    def __new__(cls, text: str):
+        self = super().__new__(cls, text)
+        mantissa, _, exponent = text.lower().replace("_", "").partition("e")
+        self.digits = max(0, len(mantissa.partition(".")[2]) - int(exponent or 0))
+        return self
 
 
 def _make(cls, given: Any, where: str):
@@ -143,12 +213,16 @@ def _make(cls, given: Any, where: str):
         if kind in _NESTED:
             values[name] = _make(_NESTED[kind], value, label)
             continue
+        if cls is Claim and name == "value":
+            values["digits"] = getattr(value, "digits", 0)
         types = _TYPES[kind]
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise CatalogError(f"{label} should be {' or '.join(t.__name__ for t in types)}, got {value!r}")
         if kind == "tuple[Claim, ...]":
             rows: list[Any] = list(given[name])
             value = tuple(_make(Claim, row, f"{where}: claims[{i}]") for i, row in enumerate(rows))
+        elif isinstance(value, _Number):
+            value = float(value)
         elif isinstance(value, list):
             item = str if "str" in kind else int
             if not all(isinstance(v, item) for v in value):
@@ -166,7 +240,7 @@ def load_file(path: str | Path) -> Paper:
     """
     path = Path(path)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_Number)
     except tomllib.TOMLDecodeError as error:
         raise CatalogError(f"{path.name}: not valid TOML: {error}") from error
     if "slug" in table:
@@ -201,19 +275,26 @@ def load_file(path: str | Path) -> Paper:
         check((claim.value is None) != (claim.statement == ""), f"{where}.value", "give either a value or a statement")
         link = claim.evidence.proof
         if link is not None:
-            check(link.mode in ("quick", "full"), f"{where}.evidence.proof.mode", f"{link.mode!r} is not quick or full")
             check(
                 link.protocol in ("same", "small"),
                 f"{where}.evidence.proof.protocol",
                 f"{link.protocol!r} is not same or small",
             )
+            check(
+                (link.protocol == "same") == (claim.value is not None),
+                f"{where}.evidence.proof.protocol",
+                "a number needs a figure of the same protocol, a statement an effect (small)",
+            )
+        if claim.protocol is not None:
+            check(claim.value is not None, f"{where}.protocol", "a statement has no protocol")
+            check(claim.protocol.seeds >= 1, f"{where}.protocol.seeds", "is below 1")
         count = claim.evidence.structural
         if count is not None:
             check(
-                (count.parameters is None) != (count.macs is None),
-                f"{where}.evidence.structural",
-                "give parameters or macs",
+                count.count in ("parameters", "macs"), f"{where}.evidence.structural.count", "give parameters or macs"
             )
+            check(claim.value is not None, f"{where}.evidence.structural", "a count supports a number")
+            check(claim.unit in SCALES, f"{where}.unit", f"{claim.unit!r} of a count is not one of {', '.join(SCALES)}")
     check(bool(paper.claims), "claims", "a paper claims something; give at least one")
     return paper
 

@@ -1,129 +1,271 @@
-"""How well a claim is supported here: computed from a snapshot of golden records and proofs, never typed.
+"""How well a claim is supported here: computed by rules from what was measured, never typed.
 
-From best to worst: ``reproduced`` (same data and protocol, measured here, inside the band, and the band holds the claimed
-value), ``equal`` (our model computes what the authors' code computes on the same weights), ``structural`` (the counts
-agree), ``indicated`` (the effect shows in a small experiment), ``open``.
+From best to worst:
+
+- ``reproduced``: measured here on the claim's own data by its own protocol, all metrics of that run within the paper's printed
+  spread, or within half the last printed digit plus the sampling error;
+- ``equal``: the releasing party's weights are registered with their own metric for this very model and protocol, that metric is
+  the claimed one, our code runs the protocol, and a golden record of that party's code passes;
+- ``structural``: our count rounds to the printed value at its printed digits;
+- ``indicated``: a statement without a number whose effect an interval over at least five paired seeds puts on the claimed side;
+- ``undecided``: measured, and the interval holds zero; ``contradicted``: measured, and on the other side or outside;
+- ``open``: nothing yet, with what is missing.
+
+What was measured lies in one JSON file per paper, ``evidence/SLUG.json``, written by ``make evidence``. Every entry keeps the
+modules it rests on and the digest of all sources they import; where those have changed since, the evidence is stale and says so.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from offprint.catalog import FOLDER, Claim, Paper
+from offprint import sources
+from offprint.catalog import SCALES, Claim, Paper, Protocol
 
-LEVELS = ("reproduced", "equal", "structural", "indicated", "open")
-FILE = Path(__file__).parent / "evidence.json"
+LEVELS = ("reproduced", "equal", "structural", "indicated", "undecided", "contradicted", "open")
+SUPPORT = LEVELS[:4]  # the levels that speak for a claim
+FOLDER = Path(__file__).parent / "evidence"
+SEEDS = 5
+COST = 0.05
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A level, and what it rests on."""
+    """A level, what it rests on (or, for ``open``, what is missing), and whether the sources have changed since."""
 
     level: str
     basis: str = ""
+    stale: bool = False
 
 
 @cache
-def snapshot() -> dict[str, Any]:
-    """The snapshot that ``make evidence`` wrote (empty when there is none)."""
-    return json.loads(FILE.read_text()) if FILE.is_file() else {}
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _proof(claim: Claim, paper: Paper, taken: dict) -> tuple[dict, dict] | None:
-    """The run and the band that a claim's proof link points to, when the figure lies inside its band."""
-    link = claim.evidence.proof
-    run = taken.get("proofs", {}).get(paper.slug, {}).get(link.mode) if link else None
-    if link is None or run is None:
-        return None
-    band = next((b for b in run["bands"] if b["figure"] == link.figure), None)
-    return (run, band) if band and band["ok"] else None
+def snapshot(slug: str) -> dict[str, Any]:
+    """What ``make evidence`` last wrote for a paper (empty when nothing has been measured).
+
+    Keys: ``golden`` (record → ok, worst, dialect, model), ``counts`` (model → parameters, macs), ``weights`` (model → tag →
+    publisher, dialect, metrics, input, crop), ``runnable`` (ids of claims whose protocol our code runs), ``proofs`` (mode → run)
+    and ``runs`` (measurements by ``offprint reproduce``).
+    """
+    return _read(FOLDER / f"{slug}.json")
 
 
-def level(claim: Claim, paper: Paper, taken: dict[str, Any] | None = None) -> Evidence:
-    """The best level that the snapshot supports for a claim, and what it rests on."""
-    taken = snapshot() if taken is None else taken
-    found = _proof(claim, paper, taken)
-    link = claim.evidence.proof
-    if found and link and link.protocol == "same" and claim.value is not None:
-        run, band = found
-        low = -math.inf if band["low"] is None else band["low"]
-        high = math.inf if band["high"] is None else band["high"]
-        if low <= claim.value <= high:
-            unit = claim.unit or band.get("unit", "")
-            return Evidence(
-                "reproduced", f"{link.mode} proof of {run['date'][:10]}: {band['value']:.4g} {unit}".strip()
-            )
-    records = claim.evidence.golden
-    if records:
-        having = taken.get("golden", {}).get(paper.slug, {})
-        if all(having.get(r, {}).get("ok") for r in records):
-            worst = max(having[r]["worst"] for r in records)
-            return Evidence("equal", f"golden record {', '.join(records)} (largest difference {worst:.0e})")
-    count = claim.evidence.structural
-    if count is not None:
-        seen = taken.get("models", {}).get(count.model, {})
-        name = "parameters" if count.parameters is not None else "macs"
-        if seen.get(name) == getattr(count, name) and (
-            name == "parameters" or tuple(seen.get("input", ())) == count.input
-        ):
-            return Evidence("structural", f"{count.model}: {seen[name]:,} {name}")
-    if found and link and link.protocol == "small":
-        run, band = found
-        return Evidence(
-            "indicated",
-            f"{link.mode} proof of {run['date'][:10]}: {link.figure} {band['value']:.4g} {band.get('unit', '')}".strip(),
-        )
-    return Evidence("open")
+def stale(entry: Mapping[str, Any]) -> bool:
+    """Whether the sources that an entry was computed by have changed since, or are gone."""
+    try:
+        return sources.digest(entry["modules"]) != entry["source"]
+    except (KeyError, ValueError):
+        return True
 
 
-def fingerprint(folder: Path = FOLDER) -> str:
-    """SHA-256 over the catalogue's files."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.toml")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+def tolerance(claim: Claim, error: float) -> float:
+    """How far a measurement may lie from a claim's value: the printed spread, or half the last digit plus the sampling error."""
+    return claim.spread if claim.spread is not None else 0.5 * 10.0**-claim.digits + error
 
 
-def stale(
-    taken: dict[str, Any], golden_dir: str | Path, folder: Path = FOLDER, sources: Mapping[str, str] | None = None
-) -> list[str]:
-    """What in a snapshot no longer matches the catalogue, the golden records and the proofs, in words; empty when all does.
+def _within(claim: Claim, value: float, error: float) -> bool:
+    assert claim.value is not None
+    return abs(value - claim.value) <= tolerance(claim, error) + 1e-9
+
+
+def _rounds(claim: Claim, value: float) -> bool:
+    """Whether a number, written with the claim's digits, is the claimed one (a half may go either way)."""
+    assert claim.value is not None
+    return abs(value - claim.value) <= 0.5 * 10.0**-claim.digits + 1e-9
+
+
+def level(
+    claim: Claim, paper: Paper, taken: Mapping[str, Any] | None = None, runs: Iterable[Mapping[str, Any]] = ()
+) -> Evidence:
+    """The level that the rules grant a claim.
 
     Args:
-        taken: the snapshot.
-        golden_dir: folder of the golden records.
-        folder: the catalogue's.
-        sources: slug → digest of its proof's file as it is now.
+        claim: of ``paper``.
+        paper: for the other metrics of the same run.
+        taken: the paper's evidence; default what ``make evidence`` wrote.
+        runs: measurements of a ledger (:meth:`offprint.ledger.Ledger.measurements`), beside those of ``taken``.
     """
-    found = []
-    if taken.get("catalog_sha256") != fingerprint(folder):
-        found.append("the catalogue has changed since the snapshot was taken")
-    present = {
-        (p.parent.name, p.stem): hashlib.sha256(p.read_bytes()).hexdigest() for p in Path(golden_dir).glob("*/*.json")
-    }
-    noted = {
-        (slug, stem): row["sha256"] for slug, rows in taken.get("golden", {}).items() for stem, row in rows.items()
-    }
-    for key in sorted(present.keys() | noted.keys()):
-        name = "/".join(key)
-        if key not in noted:
-            found.append(f"golden record {name} is not in the snapshot")
-        elif key not in present:
-            found.append(f"golden record {name} is in the snapshot but not in {golden_dir}")
-        elif present[key] != noted[key]:
-            found.append(f"golden record {name} has changed")
-    for slug, source in (sources or {}).items():
-        for mode in ("quick", "full"):
-            run = taken.get("proofs", {}).get(slug, {}).get(mode)
-            if run is None:
-                found.append(f"the {mode} proof of {slug} is not in the snapshot")
-            elif run.get("source") != source:
-                found.append(f"the {mode} proof of {slug} has changed since it was measured")
-    return found
+    taken = snapshot(paper.slug) if taken is None else taken
+    missing: list[str] = []
+    if claim.value is None:
+        return _statement(claim, taken)
+    if claim.protocol is not None:
+        found = _measured(claim, paper, [*runs, *taken.get("runs", ())]) or _own_protocol(claim, paper, taken, missing)
+        found = found or _equal(claim, claim.protocol, taken, missing)
+        if found:
+            return found
+    if claim.evidence.structural is not None and (found := _counted(claim, taken)):
+        return found
+    return Evidence("open", "; ".join(missing))
+
+
+def _siblings(claim: Claim, paper: Paper, metrics: Mapping[str, Any]) -> list[Claim]:
+    """All claims about the run that a claim is about, of which it gives the metric."""
+    assert claim.protocol is not None
+    return [
+        c
+        for c in paper.claims
+        if c.protocol and c.value is not None and c.model == claim.model
+        and c.protocol.key == claim.protocol.key and c.protocol.metric in metrics
+    ]  # fmt: skip
+
+
+def _measured(claim: Claim, paper: Paper, runs: Sequence[Mapping[str, Any]]) -> Evidence | None:
+    """By ``offprint reproduce``: the newest whole run of this model by this protocol."""
+    protocol = claim.protocol
+    assert protocol is not None
+    fitting = [
+        r
+        for r in runs
+        if r["model"] == claim.model and r["protocol"] == protocol.key and protocol.metric in r["metrics"]
+        and not r["partial"] and r["seeds"] >= protocol.seeds
+    ]  # fmt: skip
+    if not fitting:
+        return None
+    run = max(fitting, key=lambda r: r["date"])
+    off = []
+    for other in _siblings(claim, paper, run["metrics"]):
+        assert other.protocol is not None
+        found = run["metrics"][other.protocol.metric]
+        if not _within(other, found["value"], found["error"]):
+            off.append(f"{other.protocol.metric} {found['value']:.{other.digits + 2}f}, claimed {other.said}")
+    mine = run["metrics"][protocol.metric]
+    error = f" ± {mine['error']:.2g}" if mine["error"] else ""
+    text = f"measured {run['date'][:10]}: {mine['value']:.{claim.digits + 2}f}{error} {claim.unit}".strip()
+    text += f" ({run['weights']}; data {run['data_digest'][:8]})"
+    if off:
+        text += "; outside: " + ", ".join(off)
+    return Evidence("contradicted" if off else "reproduced", text, stale(run))
+
+
+def _run_of(taken: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """The proof that counts: the larger setting where it was run."""
+    proofs = taken.get("proofs", {})
+    return next(((mode, proofs[mode]) for mode in ("gpu", "full") if mode in proofs), None)
+
+
+def _own_protocol(claim: Claim, paper: Paper, taken: Mapping[str, Any], missing: list[str]) -> Evidence | None:
+    """By a proof whose figure is the claim's own number, measured by the claim's own protocol."""
+    link, found, protocol = claim.evidence.proof, _run_of(taken), claim.protocol
+    if link is None or link.protocol != "same" or found is None or protocol is None:
+        return None
+    mode, run = found
+
+    def reading(figure: str) -> tuple[float, float, int] | None:
+        value = run["figures"].get(figure)
+        if isinstance(value, Mapping):
+            return value["mean"], value.get("std", 0.0) / max(1, value["n"]) ** 0.5, value["n"]
+        return None if value is None else (float(value), 0.0, 1)
+
+    mine = reading(link.figure)
+    if mine is None:
+        return None
+    value, error, n = mine
+    if n < protocol.seeds:
+        missing.append(
+            f"the {mode} proof made {n} of the protocol's {protocol.seeds} runs ({value:.{claim.digits + 2}f})"
+        )
+        return None
+    off = []
+    for other in paper.claims:
+        linked = other.evidence.proof
+        same = other.protocol and other.model == claim.model and other.protocol.key == protocol.key
+        if same and linked and linked.protocol == "same" and (theirs := reading(linked.figure)):
+            if not _within(other, theirs[0], theirs[1]):
+                off.append(f"{linked.figure} {theirs[0]:.{other.digits + 2}f}, claimed {other.said}")
+    spread = f" ± {error:.2g}" if error else ""
+    text = f"{mode} proof of {run['date'][:10]}: {value:.{claim.digits + 2}f}{spread} {claim.unit}".strip()
+    text += f" ({n} runs)" if n > 1 else ""
+    if off:
+        text += "; outside: " + ", ".join(off)
+    return Evidence("contradicted" if off else "reproduced", text, stale(run))
+
+
+def _equal(claim: Claim, protocol: Protocol, taken: Mapping[str, Any], missing: list[str]) -> Evidence | None:
+    """By the releasing party's weights, their own metric, a record of their code, and our runner of the protocol."""
+    registered = taken.get("weights", {}).get(claim.model, {})
+    if not claim.model or not registered:
+        missing.append(f"no released weights of {claim.model} are registered" if claim.model else "names no model")
+        return None
+    stated = {}
+    for tag, row in registered.items():
+        value = row["metrics"].get(protocol.data, {}).get(protocol.metric)
+        if value is None or (protocol.input and row["input"] and protocol.input != row["input"]):
+            continue
+        if protocol.crop and row["crop"] and abs(protocol.crop - row["crop"]) > 1e-3:
+            continue
+        stated[tag] = value
+    if not stated or protocol.steps or protocol.seeds > 1:
+        missing.append("no registered weights state a figure for this protocol")
+        return None
+    tags = [tag for tag, value in stated.items() if _rounds(claim, value)]
+    if not tags:
+        missing.append("the registered weights state " + ", ".join(f"{v:g} ({tag})" for tag, v in stated.items()))
+        return None
+    if claim.id not in taken.get("runnable", ()):
+        missing.append("our code does not run this protocol")
+        return None
+    for tag in tags:
+        row = registered[tag]
+        for stem in claim.evidence.golden:
+            record = taken.get("golden", {}).get(stem)
+            if record and record["ok"] and record.get("dialect") == row["dialect"] and record.get("model"):
+                text = f"{row['publisher']}'s weights {tag} state {stated[tag]:g}; their code's record {stem} passes"
+                return Evidence("equal", text + f" (largest difference {record['worst']:.0e})", stale(record))
+    missing.append(
+        "no record of the releasing party's code passes among " + (", ".join(claim.evidence.golden) or "none")
+    )
+    return None
+
+
+def _counted(claim: Claim, taken: Mapping[str, Any]) -> Evidence | None:
+    """By counting our model."""
+    link = claim.evidence.structural
+    assert link is not None
+    row = taken.get("counts", {}).get(link.model)
+    value = None if row is None else row.get(link.count)
+    if link.count == "macs" and value is not None:
+        value = value.get("x".join(map(str, link.input)) or "own")
+    if row is None or value is None:
+        return None
+    text = f"{link.model}: {value:,} {'parameters' if link.count == 'parameters' else 'multiply-adds'}"
+    fits = _rounds(claim, value / SCALES[claim.unit])
+    return Evidence("structural" if fits else "contradicted", text, stale(row))
+
+
+def _statement(claim: Claim, taken: Mapping[str, Any]) -> Evidence:
+    """By the effect of a proof, judged by its interval over paired seeds at matched cost."""
+    link, found = claim.evidence.proof, _run_of(taken)
+    if link is None:
+        return Evidence("open", "no experiment of ours is about this statement")
+    row = None if found is None else next((b for b in found[1]["bands"] if b["figure"] == link.figure), None)
+    if found is None or row is None or row["value"] is None:
+        return Evidence("open", f"{link.figure} has not been measured")
+    mode, run = found
+    if row.get("kind") != "effect" or not row.get("interval"):
+        return Evidence("open", f"{link.figure} has no interval over paired seeds")
+    (low, high), n, cost = row["interval"], row["n"], row.get("cost_ratio")
+    text = f"{mode} proof of {run['date'][:10]}: {link.figure} {row['value']:+.3g}, 95 % {low:.3g} to {high:.3g} {row['unit']}"
+    text = f"{text.strip()}, {n} paired seeds"
+    if n < SEEDS:
+        return Evidence("undecided", f"{text}; at least {SEEDS} are needed", stale(run))
+    if cost is not None and abs(cost - 1) > COST + 1e-9:
+        return Evidence("undecided", f"{text}; the costs differ by a factor of {cost:.2f}", stale(run))
+    below = row["text"].startswith("below")
+    claimed, other = (high < 0, low > 0) if below else (low > 0, high < 0)
+    return Evidence("indicated" if claimed else "contradicted" if other else "undecided", text, stale(run))
+
+
+def counts(paper: Paper, runs: Iterable[Mapping[str, Any]] = ()) -> dict[str, int]:
+    """Level → how many of a paper's claims have it, in the order of the levels, those that occur."""
+    rows = list(runs)
+    found = [level(c, paper, None, rows).level for c in paper.claims]
+    return {name: found.count(name) for name in LEVELS if name in found}

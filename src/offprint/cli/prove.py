@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from offprint.cli.console import bar, errors, out
@@ -14,9 +15,10 @@ def prove(
     slugs: list[str] = typer.Argument(None, help="Papers; or --all."),
     every: bool = typer.Option(False, "--all", help="Every paper that has a proof."),
     quick: bool = typer.Option(True, "--quick/--full", help="Seconds each, or minutes each."),
+    device: str = typer.Option("cpu", help="gpu: the larger setting, on the accelerator."),
     report: Path = typer.Option(None, help="Also write the HTML report to this file."),
 ) -> None:
-    """Run proofs with a progress bar; exit code 1 when a figure lies outside its declared band."""
+    """Run proofs with a progress bar; exit code 1 when a measurement speaks against the paper or is missing."""
     from offprint import ledger as room
     from offprint import proofs
     from offprint.errors import OffprintError
@@ -24,6 +26,11 @@ def prove(
     if not slugs and not every:
         raise OffprintError(f"name papers, or pass --all; proofs exist for: {', '.join(proofs.available())}")
     chosen = proofs.available() if every else proofs.names(slugs)
+    if device not in ("cpu", "gpu"):
+        raise OffprintError(f"--device {device}: give cpu or gpu")
+    mode = "gpu" if device == "gpu" else "quick" if quick else "full"
+    if mode == "gpu":
+        proofs.accelerator()
     book = room.Ledger()
     book.check_writable()
     verdicts = []
@@ -39,40 +46,41 @@ def prove(
                 else:
                     progress.update(task, description=text, advance=1)
 
-            verdicts.append(proofs.prove(slug, quick, ledger=book, progress=advance))
+            verdicts.append(proofs.prove(slug, mode=mode, ledger=book, progress=advance))
             progress.remove_task(task)
             progress.advance(whole)
     out.print(_table(verdicts))
-    missed = [v.slug for v in verdicts if not v.ok]
+    missed = [v.slug for v in verdicts if any(b["verdict"] in ("contradicted", "missing") for b in v.bands)]
     if report is not None:
         from offprint.report import write_report
 
         out.print(f"report: {write_report(report, book)}", highlight=False, soft_wrap=True)
     if missed:
-        errors.print(f"[red]outside the declared band:[/] {', '.join(missed)}")
+        errors.print(f"[red]against the paper, or missing:[/] {', '.join(missed)}")
         raise typer.Exit(1)
 
 
+COLOURS = {"holds": "green", "shown": "dim", "undecided": "yellow", "contradicted": "red", "missing": "red"}
+
+
 def _table(verdicts) -> Table:
-    from offprint import catalog
+    """A paper's judged figures below each other: what is asked of each, what came out, and the summary."""
+    from offprint import proofs
 
     table = Table(title="claim beside measurement", title_justify="left", header_style="bold")
-    for column in ("paper", "the paper says", "measured here", "declared band", "verdict", "s"):
-        table.add_column(column, overflow="fold")
+    table.add_column("paper", no_wrap=True)
+    table.add_column("asked, and measured here", overflow="fold", ratio=1)
+    table.add_column("verdict", no_wrap=True)
     for verdict in verdicts:
-        linked = {c.evidence.proof.figure: c for c in catalog.paper(verdict.slug).claims if c.evidence.proof}
-        about = next(iter(linked.values()), None)  # beside the first figure where none of them is the claim's own
+        told = [verdict.question, f"[dim]{escape(verdict.text)}, {verdict.seconds:.0f} s[/]"]
+        table.add_row(verdict.slug, "\n".join(told), "")
         for i, band in enumerate(verdict.bands):
-            claim = linked.get(band["figure"]) or (
-                about if i == 0 and not any(b["figure"] in linked for b in verdict.bands) else None
-            )
-            said = ""
-            if claim is not None:
-                said = claim.statement or f"{claim.metric} {claim.value:g} {claim.unit} ({claim.data})"
-            value = "missing" if band["value"] is None else f"{band['value']:.4g} {band['unit']}"
-            table.add_row(
-                verdict.slug if i == 0 else "", said, f"{band['figure']} = {value}", band["text"],
-                "[green]inside[/]" if band["ok"] else "[red]outside[/]", f"{verdict.seconds:.0f}" if i == 0 else "",
-                end_section=i == len(verdict.bands) - 1,
-            )  # fmt: skip
+            said = f"{_name(band['figure'])}: [bold]{escape(proofs.shown(band))}[/] [dim](declared: {band['text']})[/]"
+            colour = COLOURS[band["verdict"]]
+            last = i == len(verdict.bands) - 1
+            table.add_row("", said, f"[{colour}]{band['verdict']}[/]", end_section=last)
     return table
+
+
+def _name(figure: str) -> str:
+    return figure.replace("_", " ")

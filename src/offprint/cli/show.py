@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from offprint.cli.console import out
@@ -15,10 +16,11 @@ def show(slug: str, as_json: bool = typer.Option(False, "--json", help="Machine-
     """Show a paper: its claims beside their evidence, its models, files, use and proof."""
     from offprint import catalog
     from offprint.catalog import evidence
+    from offprint.ledger import Ledger
 
     paper = catalog.paper(slug)
-    snapshot = evidence.snapshot()
-    levels = [evidence.level(c, paper, snapshot) for c in paper.claims]
+    measured = Ledger().measurements(paper.slug)
+    levels = [evidence.level(c, paper, None, measured) for c in paper.claims]
     names: list[str] = []
     if paper.built:
         from offprint.api import list_models
@@ -27,7 +29,8 @@ def show(slug: str, as_json: bool = typer.Option(False, "--json", help="Machine-
     if as_json:
         body = asdict(paper) | {"built": paper.built, "models": names}
         body["claims"] = [
-            asdict(c) | {"level": e.level, "basis": e.basis} for c, e in zip(paper.claims, levels, strict=True)
+            asdict(c) | {"level": e.level, "basis": e.basis, "stale": e.stale}
+            for c, e in zip(paper.claims, levels, strict=True)
         ]
         print(json.dumps(body, indent=1))
         return
@@ -44,15 +47,15 @@ def show(slug: str, as_json: bool = typer.Option(False, "--json", help="Machine-
     for column in ("data", "metric", "claimed", "setting", "place", "evidence"):
         table.add_column(column, overflow="fold")
     for claim, e in zip(paper.claims, levels, strict=True):
-        value = claim.statement if claim.value is None else f"{claim.value:,g} {claim.unit}".strip()
+        told = e.level + (" (stale: the code has changed since)" if e.stale else "")
         place = claim.place + (" (from memory)" if claim.from_memory else "")
         table.add_row(
             claim.data,
             claim.metric,
-            value,
+            claim.said,
             claim.setting,
             place,
-            f"{e.level}\n[dim]{e.basis}[/]" if e.basis else e.level,
+            f"{told}\n[dim]{escape(e.basis)}[/]" if e.basis else told,
         )
     out.print(table)
     if paper.built:

@@ -97,6 +97,28 @@ class Row(Base):
     machine: Mapped[dict] = mapped_column(JSON)
 
 
+class Measurement(Base):
+    """One run of a claim's own protocol (``offprint reproduce``); its metrics stand or fall together."""
+
+    __tablename__ = "measurements"
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    slug: Mapped[str] = mapped_column(String(80), index=True)
+    model: Mapped[str] = mapped_column(String(120))
+    weights: Mapped[str] = mapped_column(String(400))
+    protocol: Mapped[str] = mapped_column(String(400))
+    metrics: Mapped[dict] = mapped_column(JSON)
+    items: Mapped[int] = mapped_column(Integer)
+    seeds: Mapped[int] = mapped_column(Integer)
+    partial: Mapped[bool] = mapped_column(Boolean)
+    data_digest: Mapped[str] = mapped_column(String(64))
+    seconds: Mapped[float] = mapped_column(Float)
+    date: Mapped[str] = mapped_column(String(40))
+    modules: Mapped[list] = mapped_column(JSON)
+    source: Mapped[str] = mapped_column(String(16))
+    versions: Mapped[dict] = mapped_column(JSON)
+    machine: Mapped[dict] = mapped_column(JSON)
+
+
 class Part(Base):
     """A finished unit of a proof that has not ended yet."""
 
@@ -167,6 +189,21 @@ class Ledger:
                 return getattr(merged, "id", None)
         except SQLAlchemyError as error:
             raise self._error("written", error) from error
+
+    def measure(self, **fields) -> int:
+        """Enter a measurement (columns of :class:`Measurement`); date, versions and machine are added. Returns its number."""
+        return self._write(Measurement(date=now(), versions=versions(), machine=machine(), **fields))
+
+    def measurements(self, slug: str | None = None) -> list[dict[str, Any]]:
+        """Measurements as plain rows, newest first, as :func:`offprint.catalog.evidence.level` takes them."""
+        query = select(Measurement).order_by(Measurement.id.desc())
+        query = query.where(Measurement.slug == slug) if slug else query
+        try:
+            with Session(self.engine) as session:
+                names = [c.name for c in Measurement.__table__.columns]
+                return [{name: getattr(row, name) for name in names} for row in session.scalars(query)]
+        except SQLAlchemyError as error:
+            raise self._error("read", error) from error
 
     def check_writable(self) -> None:
         """Fail now, before any work, if a row could not be written later."""
