@@ -27,6 +27,7 @@ _HOMES = {
     "paper": "offprint.catalog",
     "papers": "offprint.catalog",
     "prove": "offprint.proofs",
+    "reproduce": "offprint.reproduction",
     "OffprintError": "offprint.errors",
     "CheckpointError": "offprint.errors",
     "DataError": "offprint.errors",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from offprint.models.hub import push_to_hub as push_to_hub
     from offprint.models.info import model_info as model_info
     from offprint.proofs import prove as prove
+    from offprint.reproduction import reproduce as reproduce
 
 
 def __getattr__(name: str):

@@ -263,7 +263,7 @@ def fit(
         after: called with the trained network in evaluation mode, for whatever else a proof measures.
     """
     torch.manual_seed(seed)
-    net = build().to(device=device, memory_format=torch.channels_last).train()
+    net = build().to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     data = data.to(device)
     x, y = data.train
     draw = torch.Generator().manual_seed(seed * 7919 + 1)
