@@ -129,7 +129,8 @@ def reproduce(
             model, first, None if data is None else str(data), weights or _nearest(model, members), None if checkpoint is None else str(checkpoint),
             None if truth is None else str(truth), limit, runs, batch_size, workers, device, Path(out), progress, say=say,
         )  # fmt: skip
-        modules = sorted({"offprint.tasks.protocols", *protocols.RUNNERS[first.data].modules, job.entry.module})
+        own = {job.entry.module} if sources.file_of(job.entry.module) else set()  # a model of somebody else's package
+        modules = sorted({"offprint.tasks.protocols", *protocols.RUNNERS[first.data].modules} | own)
         source, whose = sources.digest(modules), _whose(job)
         run = hashlib.sha256(f"{model} {whose} {key} {source} {data} {limit}".encode()).hexdigest()[:32]
 
