@@ -10,28 +10,33 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from offprint.nn.precision import ExactTables
 
 
 def rows_matmul(starts: Tensor, columns: Tensor, values: Tensor, table: Tensor) -> Tensor:
-    """CSR (n, m) times (m, d): int32 row starts (n+1,) and columns, float32 values."""
+    """CSR (n, m) times (m, d): int32 row starts (n+1,) and columns, values in the precision of the table."""
     if not len(columns):
         return table.new_zeros(len(starts) - 1, table.shape[1])
     return F.embedding_bag(columns, table, starts, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
-class BipartiteGraph(nn.Module):
+class BipartiteGraph(ExactTables):
     r"""The normalised adjacency of users and items, :math:`\hat R = D_u^{-1/2} R D_i^{-1/2}` and its transpose; no self loops.
 
     Args:
         matrix: R, (N, M) CSR; a user or item without entries has a row of zeros.
+
+    Made in double; moved to a precision (``.to(table)``), the values are those in double, rounded once.
     """
 
     def __init__(self, matrix: sp.csr_matrix):
         super().__init__()
         self.num_users, self.num_items = matrix.shape
+        matrix = matrix.astype(np.float64)
         with np.errstate(divide="ignore"):
-            scale = [np.asarray(matrix.sum(axis)).ravel().astype(np.float64) ** -0.5 for axis in (1, 0)]
+            scale = [np.asarray(matrix.sum(axis)).ravel() ** -0.5 for axis in (1, 0)]
         scale = [np.where(np.isfinite(s), s, 0.0) for s in scale]
         forward = (sp.diags(scale[0]) @ matrix @ sp.diags(scale[1])).tocsr()
         forward.sort_indices()
@@ -43,9 +48,9 @@ class BipartiteGraph(nn.Module):
         ):
             self.register_buffer(f"{name}_starts", torch.from_numpy(starts.astype(np.int32)), persistent=False)
             self.register_buffer(f"{name}_columns", torch.from_numpy(columns.astype(np.int32)), persistent=False)
-            self.register_buffer(f"{name}_values", torch.from_numpy(values.astype(np.float32)), persistent=False)
+            self.keep_table(f"{name}_values", torch.from_numpy(values))
         self.register_buffer("turn", torch.from_numpy(turned.data.astype(np.int64)), persistent=False)
-        self.register_buffer("item_scale", torch.from_numpy(scale[1].astype(np.float32)), persistent=False)
+        self.keep_table("item_scale", torch.from_numpy(scale[1]))
 
     def to_users(self, items: Tensor, values: Tensor | None = None) -> Tensor:
         """(M, d) to (N, d), with other ``values`` of the edges if given."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError
+from offprint.nn.precision import wide, wide_dtype
 from offprint.nn.sampled import transposed_product
 
 
@@ -30,34 +31,36 @@ class Adjacency:
         self.matrix, self.transposed = matrix, transposed
 
     def matmul(self, x: Tensor) -> Tensor:
-        """(n, n) times (n, C)."""
-        dtype = x.dtype
-        return _Symmetric.apply(self.matrix, self.transposed, x.float()).to(dtype)
+        """(n, n) times (n, C), in at least float32; the result has the precision of ``x``."""
+        return _Symmetric.apply(self.matrix, self.transposed, wide(x)).to(x.dtype)
 
 
 def _csr(index: Tensor, value: Tensor, n: int) -> Tensor:
     return torch.sparse_coo_tensor(index, value, (n, n), check_invariants=False).coalesce().to_sparse_csr()
 
 
-def gcn_norm(edge_index: Tensor, n: int, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def gcn_norm(
+    edge_index: Tensor, n: int, weight: Tensor | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
     """Edges and weights of D^(-1/2) (A + I) D^(-1/2): existing self loops are kept, missing ones get weight 1.
 
     Args:
         edge_index: (2, E), source over target.
         n: nodes.
         weight: (E,); default ones.
+        dtype: of the result.
 
     Returns:
         (2, E') and (E',); the degree is summed over targets.
     """
-    weight = torch.ones(edge_index.shape[1], device=edge_index.device) if weight is None else weight.float()
     row, col = edge_index
+    weight = torch.ones(len(row), dtype=dtype, device=row.device) if weight is None else weight.to(dtype)
     looped = torch.zeros(n, dtype=torch.bool, device=row.device)
     looped[row[row == col]] = True
     extra = (~looped).nonzero().flatten()
     row, col = torch.cat([row, extra]), torch.cat([col, extra])
     weight = torch.cat([weight, weight.new_ones(len(extra))])
-    degree = torch.zeros(n, device=row.device).scatter_add_(0, col, weight)
+    degree = weight.new_zeros(n).scatter_add_(0, col, weight)
     scale = degree.pow(-0.5).masked_fill_(degree == 0, 0.0)
     return torch.stack([row, col]), scale[row] * weight * scale[col]
 
@@ -69,13 +72,17 @@ class NormalizedAdjacency(nn.Module):
         super().__init__()
         self._kept: tuple[tuple, ...] | None = None
 
-    def forward(self, edge_index: Tensor, n: int, weight: Tensor | None = None) -> Adjacency:
-        key = (edge_index.data_ptr(), edge_index._version, tuple(edge_index.shape), n, edge_index.device,
+    def forward(
+        self, edge_index: Tensor, n: int, weight: Tensor | None = None, dtype: torch.dtype = torch.float32
+    ) -> Adjacency:
+        """The matrix (n, n) for features of this ``dtype``, in at least float32; arguments as in :func:`gcn_norm`."""
+        dtype = wide_dtype(dtype)
+        key = (edge_index.data_ptr(), edge_index._version, tuple(edge_index.shape), n, dtype, edge_index.device,
                None if weight is None else (weight.data_ptr(), weight._version))  # fmt: skip
         for entry in self._kept or ():
             if entry[0] == key:
                 return entry[1]
-        index, value = gcn_norm(edge_index, n, weight)
+        index, value = gcn_norm(edge_index, n, weight, dtype)
         made = Adjacency(_csr(index.flip(0), value, n), _csr(index, value, n))
         # the tensors are held with the key: while they live, their addresses cannot be given to others
         self._kept = ((key, made, edge_index, weight), *(self._kept or ())[:1])
@@ -145,7 +152,7 @@ class GCN(nn.Module):
 
     def representations(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """(n, C): the last layer's output."""
-        adjacency = self.adjacency(edge_index, x.shape[0])
+        adjacency = self.adjacency(edge_index, x.shape[0], dtype=self.layers[0].weight.dtype)
         h = sparse_dropout(x, self.dropout, self.training)
         for i, layer in enumerate(self.layers):
             h = adjacency.matmul(sparse_linear(h, layer.weight, layer.bias) if i == 0 else layer(h))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offprint.errors import OffprintError, unknown
 from offprint.nn.graph import Adjacency, gcn_norm
+from offprint.nn.precision import wide_dtype
 
 
 class Projectable(Protocol):
@@ -80,6 +81,7 @@ class Block:
         self.shape = (k * len(self.rows), k * n if disjoint else n)
         offsets = torch.arange(k, device=device).repeat_interleave(len(self.rows)) * (n if disjoint else 0)
         self.targets = self.rows.repeat(k) + offsets
+        self._kept: dict[tuple[str, torch.dtype], Adjacency] = {}
 
     def _entries(self, make: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
         """Row, source and value of every message that reaches a wanted row."""
@@ -99,21 +101,23 @@ class Block:
         row, source, value = (torch.cat(part) for part in zip(*found, strict=True))
         return row, source, value
 
-    @cached_property
-    def normalized(self) -> Adjacency:
-        """Rows of D^(-1/2) (A + I) D^(-1/2)."""
-        row, source, value = self._entries(lambda edges: gcn_norm(edges, self.n))
-        return sparse_matrix(row, source, value, self.shape)
+    def normalized(self, dtype: torch.dtype = torch.float32) -> Adjacency:
+        """Rows of D^(-1/2) (A + I) D^(-1/2), for features of this precision; made once for each."""
+        return self._matrix("normalized", dtype, lambda edges, kind: gcn_norm(edges, self.n, dtype=kind))
 
-    @cached_property
-    def mean(self) -> Adjacency:
+    def mean(self, dtype: torch.dtype = torch.float32) -> Adjacency:
         """Rows of the matrix that averages over incoming neighbours; a node without any gets zeros."""
 
-        def shares(edges: Tensor) -> tuple[Tensor, Tensor]:
-            return edges, torch.bincount(edges[1], minlength=self.n).float().reciprocal()[edges[1]]
+        def shares(edges: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
+            return edges, torch.bincount(edges[1], minlength=self.n).to(kind).reciprocal()[edges[1]]
 
-        row, source, value = self._entries(shares)
-        return sparse_matrix(row, source, value, self.shape)
+        return self._matrix("mean", dtype, shares)
+
+    def _matrix(self, name: str, dtype: torch.dtype, make: Callable[..., tuple[Tensor, Tensor]]) -> Adjacency:
+        key = name, wide_dtype(dtype)
+        if key not in self._kept:
+            self._kept[key] = sparse_matrix(*self._entries(lambda edges: make(edges, key[1])), self.shape)
+        return self._kept[key]
 
     @cached_property
     def looped(self) -> _Edges:
@@ -122,7 +126,7 @@ class Block:
         def loops(edges: Tensor) -> tuple[Tensor, Tensor]:
             own = torch.arange(self.n, device=edges.device).expand(2, -1)
             edges = torch.cat([edges[:, edges[0] != edges[1]], own], 1)
-            return edges, torch.ones(edges.shape[1], device=edges.device)
+            return edges, torch.ones_like(edges[0])
 
         row, source, _ = self._entries(loops)
         return _Edges(row, source, self.shape)
@@ -193,13 +197,14 @@ class GCN(nn.Module):
         _glorot(self.lin.weight)
 
     def forward(self, x: Features, block: Block) -> Tensor:
-        return block.normalized.matmul(project(x, self.lin.weight)) + self.bias
+        h = project(x, self.lin.weight)
+        return block.normalized(h.dtype).matmul(h) + self.bias
 
     def frozen(self, x: Features, block: Block) -> Callable[[], Tensor]:
         """The layer on an input that will not change: dense inputs are passed along the graph here, once."""
         if not isinstance(x, Tensor):
             return lambda: self(x, block)
-        passed = block.normalized.matmul(x)
+        passed = block.normalized(x.dtype).matmul(x)
         return lambda: F.linear(passed, self.lin.weight, self.bias)
 
 
@@ -212,14 +217,15 @@ class SAGE(nn.Module):
         self.lin_r = nn.Linear(in_channels, out_channels, bias=False)
 
     def forward(self, x: Features, block: Block) -> Tensor:
-        mean = block.mean.matmul(project(x, self.lin_l.weight)) + self.lin_l.bias
+        h = project(x, self.lin_l.weight)
+        mean = block.mean(h.dtype).matmul(h) + self.lin_l.bias
         return mean + project(x, self.lin_r.weight)[block.targets]
 
     def frozen(self, x: Features, block: Block) -> Callable[[], Tensor]:
         """As :meth:`GCN.frozen`."""
         if not isinstance(x, Tensor):
             return lambda: self(x, block)
-        passed, own = block.mean.matmul(x), x[block.targets]
+        passed, own = block.mean(x.dtype).matmul(x), x[block.targets]
         return lambda: self.lin_l(passed) + self.lin_r(own)
 
 

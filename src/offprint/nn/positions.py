@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offprint.nn.precision import wide
+
 
 def resample_table(table: Tensor, side: int, geometric: bool = False) -> Tensor:
     """A bias table (offsets, heads) for another window, as the authors move checkpoints.
@@ -20,7 +22,7 @@ def resample_table(table: Tensor, side: int, geometric: bool = False) -> Tensor:
         (side², heads).
     """
     old = round(table.shape[0] ** 0.5)
-    square = table.float().t().reshape(1, -1, old, old)
+    square = wide(table).t().reshape(1, -1, old, old)
     if geometric:
         line = _spline(old // 2, side // 2).to(square)
         square = line @ square @ line.t()
@@ -48,5 +50,5 @@ def resize_positions(positions: Tensor, sides: tuple[int, int], old: tuple[int, 
     """Absolute positions (1, h*w, C) on another grid, bicubically; the old grid is a square unless given."""
     h, w = old or (round(positions.shape[1] ** 0.5),) * 2
     grid = positions.reshape(1, h, w, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid.float(), sides, mode="bicubic", align_corners=False).to(positions.dtype)
+    grid = F.interpolate(wide(grid), sides, mode="bicubic", align_corners=False).to(positions.dtype)
     return grid.flatten(2).transpose(1, 2)

@@ -57,16 +57,23 @@ class Windows(NamedTuple):
     mask: Tensor | None
 
 
-def windows(sides: tuple[int, ...], window: tuple[int, ...], shift: tuple[int, ...], device=None) -> Windows:
-    """The cut of a map with these sides into windows displaced by ``shift`` (zeros: plain windows)."""
+def windows(
+    sides: tuple[int, ...],
+    window: tuple[int, ...],
+    shift: tuple[int, ...],
+    device=None,
+    dtype: torch.dtype = torch.float32,
+) -> Windows:
+    """The cut of a map with these sides into windows displaced by ``shift`` (zeros: plain windows); its mask in ``dtype``."""
     sides, window, shift = tuple(sides), tuple(window), tuple(shift)
     padded = tuple(-(-s // w) * w for s, w in zip(sides, window, strict=True))
     if not any(shift):
         return Windows(sides, padded, window, shift, None, None, None)
-    return keep(("windows", sides, window, shift, device), lambda: _displaced(sides, padded, window, shift, device))
+    key = ("windows", sides, window, shift, device, dtype)
+    return keep(key, lambda: _displaced(sides, padded, window, shift, device, dtype))
 
 
-def _displaced(sides, padded, window, shift, device) -> Windows:
+def _displaced(sides, padded, window, shift, device, dtype) -> Windows:
     axes = tuple(range(len(sides)))
     places = torch.arange(math.prod(padded), device=device).view(padded)
     order = _cut(torch.roll(places, [-s for s in shift], axes)[None, ..., None], window).flatten()
@@ -78,7 +85,7 @@ def _displaced(sides, padded, window, shift, device) -> Windows:
             part = (at >= side - w).long() + (at >= side - s).long()
             label = 3 * label + part.view([-1 if i == axis else 1 for i in axes])
     label = _cut(label[None, ..., None], window)[0, :, :, 0]
-    mask = (label[:, :, None] != label[:, None]).float() * -100.0
+    mask = (label[:, :, None] != label[:, None]).to(dtype) * -100.0
     return Windows(sides, padded, window, shift, order, back, mask)
 
 

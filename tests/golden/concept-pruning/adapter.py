@@ -2,6 +2,7 @@
 
 import golden
 import numpy as np
+from reading import said
 
 from offprint.methods.curation.concept_pruning import allocate_budgets, density_based_pruning, semdedup
 
@@ -29,7 +30,7 @@ def distances(record):
     for mode in ("hard", "easy"):
         got = density_based_pruning(
             _unit(given["embeddings"]), keep=given["keep"], centroids=_unit(given["centroids"]), keep_mode=mode,
-            num_neighbors=given["num_neighbors"], temperature=given["temperature"],
+            num_neighbors=given["num_neighbors"], temperature=given["temperature"], balance=said(record, "balance #"),
         )  # fmt: skip
         yield f"keep_{mode}", got.kept, want[f"keep_{mode}"], 0
     yield "assignment", got.assignment, want["assignment"], 0
@@ -43,9 +44,13 @@ def distances(record):
 def dedup(record):
     given, want = record["inputs"], record["expected"]
     base, noise = (golden.array(given[n]["shape"], given[n]["seed"]).astype(np.float64) for n in ("base", "noise"))
-    n = len(base)
-    half, quarter = base[: n // 2] + 0.25 * noise[: n // 2], base[: n // 4] + 0.08 * noise[n // 2 : n // 2 + n // 4]
-    points = np.concatenate([base, half, quarter])
+    parts, start = [base], 0
+    for words in ("base[:n//#] + #*noise[:n//#]", "base[:n//#] + #*noise[n//2:n//2+n//#]"):
+        divisor, factor, _ = said(record, words)
+        count = len(base) // divisor
+        parts.append(base[:count] + factor * noise[start : start + count])
+        start += count
+    points = np.concatenate(parts)
     points = (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
     for mode in ("hard", "easy"):
         for eps in given["eps"]:
@@ -57,3 +62,25 @@ def dedup(record):
 
 
 CASES = {"allocation": allocation, "distances": distances, "semdedup": dedup}
+WORDS = {
+    "allocation": {
+        "lower bound min(m, size-1)": "the rule of the library",
+        "when balance > 0 else 1": "the rule of the library",
+        "real_valued to 1e-3": "looser than what is asked of ours",
+    },
+    "distances": {
+        "distance = 1 - inner": "the rule of the library",
+        "other centroids of 1 - inner": "the rule of the library",
+        "softmax at 0.1": "in the inputs, as temperature",
+        "lower bound max(0, min(1, size-1))": "the rule of the library",
+        "their L2 norm": "a name",
+    },
+    "semdedup": {
+        "noise[:n//2]": "as many rows as of base",
+        "noise[n//2:n//2+n//4]": "the rows after those used before",
+        "L2-normalised in float64 then float32": "how the library keeps rows",
+        "distance = 1 - cosine": "the rule of the library",
+        "(0 for the first, and at least 0)": "the rule of the library",
+        "M > 1 - eps": "the rule of the library",
+    },
+}

@@ -22,6 +22,12 @@ def layer_decay_and_schedule(record):
 
 
 CASES = {"case_layer_decay_and_schedule": layer_decay_and_schedule}
+WORDS = {
+    "case_layer_decay_and_schedule": {
+        "layer_decay 0.8, weight decay 0.05": "in the inputs",
+        "10 epochs of 7 iterations with 2 warm-up epochs, base 4e-3, floor 1e-6": "in the inputs",
+    }
+}
 SMALL = {
     "convnext_tiny": {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)},
     "convnext_isotropic_small": {"depth": 2, "dim": 16},

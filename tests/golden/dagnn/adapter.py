@@ -2,6 +2,7 @@
 
 import golden
 import torch
+from reading import precision
 
 from offprint.data.graphs import load_graph
 from offprint.models.graphs.dagnn import DAGNN
@@ -11,7 +12,7 @@ def _call(model, record, x):
     return model(x, torch.tensor(record["edge_index"]))
 
 
-CALLS = {stem: _call for stem in ("dagnn_arxiv_k16", "dagnn_cora_k10", "dagnn_pubmed_k20")}
+CALLS = {"custom: model(x, edge_index) with the record's edge_index; log-softmax per node": _call}
 
 
 def cora_full_batch_steps(record):
@@ -22,8 +23,9 @@ def cora_full_batch_steps(record):
     yield "num_directed_edges", graph.num_edges, expected["num_directed_edges"], 0
     yield "num_features", graph.num_features, expected["num_features"], 0
     yield "split_sizes", [int(m.sum()) for m in masks], expected["split_sizes"], 0
-    for x in (graph.x, graph.x.to_sparse_csr()):
-        model = DAGNN(graph.num_features, 7, given["hidden"], given["K"]).eval()
+    classes, kind = int(graph.y.max()) + 1, precision(record)
+    for x in (graph.x.to(kind), graph.x.to(kind).to_sparse_csr()):
+        model = DAGNN(graph.num_features, classes, given["hidden"], given["K"]).eval().to(kind)
         with torch.no_grad():
             for name, p in model.named_parameters():
                 p.copy_(torch.from_numpy(golden.tensor(name, p.shape, given["gain"])))
@@ -32,7 +34,7 @@ def cora_full_batch_steps(record):
         for step in range(given["steps"]):
             out = model(x, graph.edge_index)
             loss = torch.nn.functional.nll_loss(out[graph.train_mask], graph.y[graph.train_mask])
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             optimizer.zero_grad()
             loss.backward()
             if step == 0:
@@ -50,3 +52,12 @@ def cora_full_batch_steps(record):
 
 
 CASES = {"cora_full_batch_steps": cora_full_batch_steps}
+WORDS = {
+    "cora_full_batch_steps": {
+        "gain=1.0": "in the inputs",
+        "learning rate 0.01": "in the inputs",
+        "L2 weight decay": "a name",
+    },
+    "dagnn_cora_k10": {"(60 nodes": "the size of the input"},
+    "dagnn_pubmed_k20": {"(60 nodes": "the size of the input"},
+}

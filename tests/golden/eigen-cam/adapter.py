@@ -1,11 +1,7 @@
-"""How eigen-cam's records are called and its case computed through the public interface.
+"""How eigen-cam's records are called and its case computed through the public interface."""
 
-The projection of close singular values amplifies the order of summing: with another number of threads than the records' one it is off
-by 2e-4 of its largest value (in float64 the record itself is off by 3e-4).
-"""
-
-import golden
 import torch
+from reading import array
 
 from offprint.methods.understanding.eigen_cam import eigen_projection, principal_component, scale_maps
 
@@ -32,10 +28,10 @@ CALLS = {
 
 def projection(record):
     given, expected = record["inputs"], record["expected"]
-    a = torch.from_numpy(golden.array(given["activations"]["shape"], given["activations"]["seed"])).clamp(min=0)
+    a = array(record, given["activations"]).clamp(min=0)
     width, height = given["target_size"]
     centred, explained, singular = principal_component(a)
-    listed = torch.tensor(expected["singular_values_centred"])
+    listed = torch.tensor(expected["singular_values_centred"], dtype=a.dtype)
     total = (a - a.mean((2, 3), keepdim=True)).square().sum((1, 2, 3))
     yield "projection_centred", centred, expected["projection_centred"], 1e-5
     yield "singular_values_centred", singular, listed[:, : singular.shape[1]], 1e-5
@@ -47,3 +43,17 @@ def projection(record):
 
 
 CASES = {"projection": projection}
+_RULE = {
+    "(x-min)/(1e-7+max)": "the rule of the library",
+}
+WORDS = {
+    "projection": {
+        "maximum(golden.array, 0)": "no activation is below zero",
+        "maximum(+-projection_centred, 0)": "the rule of the library",
+        "(1e-7 + max)": "the rule of the library",
+        "Compare to 1e-4": "looser than what is asked of ours",
+    },
+    "resnet18_layer4": {"layer4[-1]": "in the arguments", **_RULE},
+    "mobilenet_v2_two_layers": {"features[13], features[18]": "in the arguments", **_RULE},
+    "deit_tiny_norm1": {"blocks[-1].norm1": "in the arguments", "14x14 grid": "follows from the image", **_RULE},
+}

@@ -1,8 +1,8 @@
 """How forward-gnn's records are called through the public interface."""
 
 import golden
-import numpy as np
 import torch
+from reading import array, precision, said
 
 import offprint
 from offprint.methods.training._forward_steps import PROCEDURES, Links, Nodes, forward_forward_loss, roc_auc
@@ -17,32 +17,25 @@ STACKS = "custom: the output of every layer, one after the other, of model(x, ed
 CALLS = {STACKS: _layers}
 
 
-def _array(given, name="x"):
-    entry = given[name]
-    return torch.from_numpy(golden.inputs({"inputs": [entry]})[0])
-
-
-def _model(given, method, x):
-    model = ForwardGNN(
-        x.shape[1],
-        given["hidden"],
-        given["layers"],
-        given.get("classes", 2),
-        operator=given["gnn"].lower(),
-        method=method,
-        theta=given.get("theta", 2.0),
-    )
+def _model(record, method):
+    given = record["inputs"]
+    if not given.get("alternating_update", True):
+        raise ValueError("the layers of our top-down forms are updated in turn only")
+    options = {name: given[name] for name in ("theta", "temperature") if name in given}
+    sizes = given["x"]["shape"][1], given["hidden"], given["layers"], given.get("classes", 2)
+    model = ForwardGNN(*sizes, operator=given["gnn"].lower(), method=method, **options).to(precision(record))
     state = {name: torch.from_numpy(golden.tensor(name, shape, given["gain"])) for name, shape in given["state"]}
     report = offprint.load_weights(model, state)
     assert report.loaded == len(state)
     if "virtual" in given:
-        model.virtual.copy_(_array(given, "virtual"))
+        model.virtual.copy_(array(record, given["virtual"]))
     return model
 
 
-def _train(model, problem, given, **options):
-    """Every step of every layer, in order; the layer as its index in the authors' list."""
-    procedure = PROCEDURES[model.method](model, problem, lr=given.get("learning_rate", 0.01), **options)
+def _train(model, problem, record):
+    """Every step of every layer, in order."""
+    given, (lr, decay) = record["inputs"], said(record, "learning rate #, weight decay #;")
+    procedure = PROCEDURES[model.method](model, problem, lr=lr, weight_decay=decay)
     steps = []
     for stage in range(procedure.stages):
         procedure.open(stage)
@@ -53,18 +46,19 @@ def _train(model, problem, given, **options):
 
 
 def _index(steps, norms):
+    """The layers of the steps as their indices in the authors' list."""
     return [2 * s.layer + 1 if norms else s.layer for s in steps]
 
 
 def _nodes(record, method):
     given, expected = record["inputs"], record["expected"]
-    x, edges, y = _array(given), torch.tensor(given["edge_index"]), torch.tensor(given["y"])
+    x, edges, y = array(record, given["x"]), torch.tensor(given["edge_index"]), torch.tensor(given["y"])
     train, val, test = (torch.tensor(given[k]) for k in ("train", "val", "test"))
     wrong = torch.tensor(given["negative_classes"]) if "negative_classes" in given else None
-    model = _model(given, method, x)
+    model = _model(record, method)
     # no early stopping, so that the validation nodes are not needed; closing a stage with them is checked all the same
     problem = Nodes(x, edges, y, train, val, wrong)
-    steps = _train(model, problem, given, temperature=given.get("temperature", 1.0), weight_decay=5e-4)
+    steps = _train(model, problem, record)
     forward_forward = method.startswith("ff_")
     yield "layers", _index(steps, forward_forward), [s[0] for s in expected["steps"]], 0
     if forward_forward:
@@ -80,15 +74,15 @@ def _nodes(record, method):
 
 def _links(record, method):
     given, expected = record["inputs"], record["expected"]
-    x, edges = _array(given), torch.tensor(given["edge_index"])
+    x, edges = array(record, given["x"]), torch.tensor(given["edge_index"])
     pairs = {
         k: torch.tensor(given[k]).t() for k in ("train_positive", "train_negative", "test_positive", "test_negative")
     }
-    model = _model(given, method, x)
+    model = _model(record, method)
     test = torch.cat([pairs["test_positive"], pairs["test_negative"]], 1)
     label = torch.cat([torch.ones(pairs["test_positive"].shape[1]), torch.zeros(pairs["test_negative"].shape[1])])
     problem = Links(x, edges, pairs["train_positive"], pairs["train_negative"], test, label)
-    steps = _train(model, problem, given, weight_decay=0.0 if method.endswith("topdown") else 5e-4)
+    steps = _train(model, problem, record)
     yield "layers", _index(steps, model.form.norms), [s[0] for s in expected["steps"]], 0
     if method == "link_ff":
         got = [[float(part.mean()) for part in s.logits] for s in steps]
@@ -102,17 +96,13 @@ def _links(record, method):
 
 def ff_loss(record):
     given, expected = record["inputs"], record["expected"]
-    outputs = _array(given, "outputs").requires_grad_()
+    outputs = array(record, given["outputs"]).requires_grad_()
     loss = forward_forward_loss(outputs, given["theta"], torch.tensor(given["target"]))
     loss.backward()
     yield "loss", loss, expected["loss"], 1e-5
     yield "gradient", outputs.grad, expected["gradient"], 1e-5
-    yield (
-        "mean_logit",
-        float(np.mean(outputs.detach().square().sum(1).numpy() - given["theta"])),
-        expected["mean_logit"],
-        1e-5,
-    )
+    positive = forward_forward_loss(outputs, given["theta"], 1.0), forward_forward_loss(outputs, given["theta"], 0.0)
+    yield "mean_logit", positive[1] - positive[0], expected["mean_logit"], 1e-5  # softplus(g) - softplus(-g) = g
 
 
 CASES = {
@@ -125,4 +115,11 @@ CASES = {
     "link_fl": lambda record: _links(record, "link_fl"),
     "link_ff": lambda record: _links(record, "link_ff"),
     "link_fl_topdown": lambda record: _links(record, "link_fl_topdown"),
+}
+_STEPS = {"steps 2..9": "the rule of the library", "steps 2..9 of 10": "the rule of the library"}
+WORDS = {
+    "sf_top2input": {"layers 0,2,.. updated before 1,3,..": "the order of the library", **_STEPS},
+    "link_fl_topdown": _STEPS,
+    "link_fl": {"1 - exp(loss)": "the rule of the adapter", "which score 0": "the rule of the library"},
+    "link_ff": {"1 - exp(loss)": "the rule of the other form", "which score 0": "the rule of the library"},
 }

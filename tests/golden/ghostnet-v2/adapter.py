@@ -1,8 +1,4 @@
-"""How ghostnet-v2's backbone is made small.
-
-The records' gates saturate: on one thread (see harness.one_thread) our outputs are theirs to the bit, on two they would be off by up
-to 0.4 of the largest value, and in float64 the records themselves are off by 0.1.
-"""
+"""How ghostnet-v2's backbone is made small."""
 
 SMALL = {
     "ghostnetv2_100": {

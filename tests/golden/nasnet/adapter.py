@@ -12,6 +12,7 @@ def scheduled_drop_path(record):
 
 
 CASES = {"case_scheduled_drop_path": scheduled_drop_path}
+WORDS = {"case_scheduled_drop_path": {"cell number from 0": "how cells count"}}
 SMALL = {
     "nasnet_a_mobile": {"num_cells": 1, "filters": 8, "stem_filters": 8},
     "nasnet_a_cifar": {"num_cells": 1, "filters": 4, "stem_filters": 6},

@@ -1,38 +1,37 @@
-"""How swin-unetr's cases are computed: our pieces, and MONAI's where the library uses them."""
+"""How swin-unetr's cases are computed through the public interface."""
 
-import golden
+import re
+
 import torch
-from monai.inferers import sliding_window_inference
-from monai.losses import DiceLoss
-from monai.metrics import DiceMetric
+from reading import array, said
 
 from offprint.models.segmentation import swin_unetr
-
-
-def _array(record, key):
-    return torch.from_numpy(golden.array(record["inputs"][key]["shape"], record["inputs"][key]["seed"]))
+from offprint.nn.dice import dice_loss, mean_dice
+from offprint.nn.sliding import sliding_window as slide
 
 
 def regions(record):
-    expected = record["expected"]
-    yield "regions", swin_unetr.brats_regions(torch.tensor(record["inputs"]["labels"])).long(), expected["regions"], 0
-    yield "written_labels", swin_unetr.brats_labels(_array(record, "logits")), expected["written_labels"], 0
-    noise = _array(record, "image_noise")
-    image = torch.where(noise.abs() < 0.3, 0.0, noise)
+    given, expected = record["inputs"], record["expected"]
+    yield "regions", swin_unetr.brats_regions(torch.tensor(given["labels"])).long(), expected["regions"], 0
+    yield "written_labels", swin_unetr.brats_labels(array(record, given["logits"])), expected["written_labels"], 0
+    noise = array(record, given["image_noise"])
+    image = torch.where(noise.abs() < said(record, "|value| < # set to 0"), 0.0, noise)
     yield "normalised", swin_unetr.normalize_nonzero(image), expected["normalised"], 1e-5
 
 
 def dice(record):
-    logits, target = _array(record, "logits"), (_array(record, "target_noise") > 0.3).float()
-    expected = record["expected"]
-    loss = DiceLoss(sigmoid=True)
-    yield "loss_default", loss(logits, target), expected["loss_default"], 1e-5
-    other = DiceLoss(sigmoid=True, squared_pred=True, smooth_nr=0, smooth_dr=1e-6)
-    yield "loss_squared", other(logits, target), expected["loss_squared_smooth_nr0_dr1e-6"], 1e-5
-    target[1, 2] = 0
-    metric = DiceMetric(include_background=True, reduction="mean_batch", get_not_nans=True)
-    metric((torch.sigmoid(logits) > 0.5).float(), target)
-    mean, count = metric.aggregate()
+    given, expected = record["inputs"], record["expected"]
+    logits = array(record, given["logits"])
+    target = (array(record, given["target_noise"]) > said(record, "target_noise > #")).to(logits)
+    yield "loss_default", dice_loss(logits, target), expected["loss_default"], 1e-5
+    for name in expected:
+        if smooth := re.fullmatch(r"loss_squared_smooth_nr(.+)_dr(.+)", name):
+            numerator, denominator = map(float, smooth.groups())
+            got = dice_loss(logits, target, squared=True, smooth_numerator=numerator, smooth_denominator=denominator)
+            yield name, got, expected[name], 1e-5
+    sample, channel = said(record, "sample # channel # emptied")
+    target[sample, channel] = 0
+    mean, count = mean_dice(torch.sigmoid(logits) > said(record, "sigmoid(logits) > #"), target)
     yield "metric", mean, expected["metric_per_channel"], 1e-5
     yield "not_nans", count, expected["not_nans_per_channel"], 0
 
@@ -42,16 +41,21 @@ def schedule(record):
 
 
 def sliding_window(record):
-    volume, roi = _array(record, "volume"), record["inputs"]["roi"]
+    given, expected = record["inputs"], record["expected"]
+    volume, factor = array(record, given["volume"]), said(record, "and #*window - max(window)")
 
     def predictor(window):
-        mean = window.mean(dim=(1, 2, 3, 4), keepdim=True).expand_as(window)
-        return torch.cat([mean, 2 * window - window.amax(dim=(1, 2, 3, 4), keepdim=True)], 1)
+        axes = tuple(range(1, window.ndim))
+        mean = window.mean(dim=axes, keepdim=True).expand_as(window)
+        return torch.cat([mean, factor * window - window.amax(dim=axes, keepdim=True)], 1)
 
-    constant = sliding_window_inference(volume, roi, 1, predictor, overlap=0.5)
-    gaussian = sliding_window_inference(volume, roi, 1, predictor, overlap=0.6, mode="gaussian")
-    yield "constant", constant[0, :, ::3, ::3, ::3], record["expected"]["constant"], 1e-5
-    yield "gaussian", gaussian[0, :, ::3, ::3, ::3], record["expected"]["gaussian"], 1e-5
+    even = slide(predictor, volume, given["roi"], said(record, "constant: overlap #"))
+    overlap, sigma = said(record, "gaussian: overlap #, mode gaussian (sigma_scale #)")
+    bell = slide(predictor, volume, given["roi"], overlap, sigma=sigma)
+    sample, *every = said(record, "output[#,:, ::#, ::#, ::#]")
+    chosen = (sample, slice(None), *(slice(None, None, step) for step in every))
+    yield "constant", even[chosen], expected["constant"], 1e-5
+    yield "gaussian", bell[chosen], expected["gaussian"], 1e-5
 
 
 CASES = {
@@ -59,4 +63,17 @@ CASES = {
     "dice_loss_and_metric": dice,
     "warmup_cosine": schedule,
     "sliding_window": sliding_window,
+}
+WORDS = {
+    "brats_regions": {
+        "channel 0 TC, 1 WT, 2 ET": "the order of the library",
+        "(3,2,2,4)": "the size of the array",
+        "sigmoid > 0.5, painted in the order WT->2, TC->1, ET->4": "the rule of the library",
+        "set to 0; zeros stay 0": "what zero is",
+    },
+    "warmup_cosine": {
+        "in epoch 0,1,2": "how epochs count",
+        "starts at 0, end value 0": "the rule of the library",
+    },
+    "sliding_window": {"roi (6,10,6), volume (1,1,11,9,13)": "in the inputs"},
 }

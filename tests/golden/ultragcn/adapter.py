@@ -1,9 +1,11 @@
 """How ultragcn's records are called through the public interface."""
 
-import golden
+import re
+
 import numpy as np
 import scipy.sparse as sp
 import torch
+from reading import array, listed, precision, said
 
 from offprint.data.interactions import Triples, load_interactions
 from offprint.models.graphs.ultragcn import UltraGCN, co_occurrence, edge_weights
@@ -11,7 +13,7 @@ from offprint.tasks.ranking import evaluate_ranking
 
 
 def _scores(model, record):
-    return model(torch.tensor([0, 1, 39]))
+    return model(torch.tensor(listed(record, "users")))
 
 
 CALLS = {"custom: scores (inner products) of the users in the notes for all items": _scores}
@@ -20,7 +22,7 @@ CALLS = {"custom: scores (inner products) of the users in the notes for all item
 def _matrix(interactions, items):
     rows = np.repeat(np.arange(len(interactions)), [len(row) for row in interactions])
     columns = np.concatenate([np.array(row, dtype=int) for row in interactions])
-    return sp.csr_matrix((np.ones(len(rows), np.float32), (rows, columns)), shape=(len(interactions), items))
+    return sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(interactions), items))
 
 
 def edge_weights_case(record):
@@ -31,7 +33,8 @@ def edge_weights_case(record):
         yield "beta_user", got.users, expected["beta_user"], 1e-6
         yield "beta_item", got.items, expected["beta_item"], 1e-6
         yield "similarities", got.similarities, expected["similarities"], 1e-6
-        wanted, weight = torch.tensor(expected["neighbours"]), torch.tensor(expected["similarities"])
+        wanted = torch.tensor(expected["neighbours"])
+        weight = torch.tensor(expected["similarities"], dtype=torch.float64)
         other = (weight[:, :, None] - weight[:, None]).abs() <= 1e-6 * weight.max()
         alone = other.sum(-1) == 1
         alone[:, -1] &= weight[:, -1] > 0  # the last may tie with one that was left out
@@ -40,27 +43,28 @@ def edge_weights_case(record):
     yield "co_occurrence_row_0", first, expected["co_occurrence_row_0"], 0
 
 
-def _model(given, users, items):
+def _model(record, users, items):
+    given = record["inputs"]
     same = ("w1", "w2", "w3", "w4", "negative_weight", "gamma")
     model = UltraGCN(
         len(users), len(items), users.shape[1], **{k: given[k] for k in same}, lambda_=given["lambda"],
         num_neighbours=given["K"], num_negatives=given.get("negatives", 1), batch_size=given.get("batch", 1),
-    )  # fmt: skip
+    ).to(precision(record))  # fmt: skip
     with torch.no_grad():
-        model.user_embeds.weight.copy_(torch.from_numpy(users))
-        model.item_embeds.weight.copy_(torch.from_numpy(items))
+        model.user_embeds.weight.copy_(users)
+        model.item_embeds.weight.copy_(items)
     return model
 
 
 def loss_steps(record):
     given, expected = record["inputs"], record["expected"]
-    tables = [0.1 * golden.array(given[k]["shape"], given[k]["seed"]) for k in ("user", "item")]
-    model, items = _model(given, *tables), tables[1]
+    tables = [said(record, f"{k} table = #*array({k})") * array(record, given[k]) for k in ("user", "item")]
+    model, items = _model(record, *tables), tables[1]
     train = _matrix(given["interactions"], len(items))
     model.set_interactions(train)
     # where two weights tie for the last place the record may have the other one: same weight, so its choice is taken
     everything = edge_weights(train, len(items))
-    full = torch.zeros(len(items), len(items)).scatter_add_(1, everything.neighbours, everything.similarities)
+    full = torch.zeros(len(items), len(items)).to(everything.similarities).scatter_add_(1, everything.neighbours, everything.similarities)
     chosen = torch.tensor(given["neighbours"])
     yield "weights of its neighbours", model.similarities, full.gather(1, chosen).tolist(), 1e-6
     model.neighbours = chosen.int()
@@ -78,15 +82,19 @@ def loss_steps(record):
         yield f"omega_positive {i}", model.w1 + model.w2 * weight[:, 0], step["omega_positive"], 1e-5
         yield f"omega_negative {i}", model.w3 + model.w4 * weight[0, 1:], step["omega_negative_of_first"], 1e-5
         optimizer.step()
-    yield "final users", model.user_embeds.weight[:2, :8], expected["final_users"], 2e-4
-    yield "final items", model.item_embeds.weight[:2, :8], expected["final_items"], 2e-4
+    *rows, columns = said(record, "rows # and # of each table after the last step, first # columns")
+    yield "final users", model.user_embeds.weight[rows, :columns], expected["final_users"], 2e-4
+    yield "final items", model.item_embeds.weight[rows, :columns], expected["final_items"], 2e-4
 
 
-def lastfm_epochs(record):
+def protocol(record):
+    """Protocol Q on real files, whose tables start from 1e-3 * array."""
     given, expected = record["inputs"], record["expected"]
-    data = load_interactions("lastfm")
-    seeds = ((data.num_users, "user_seed"), (data.num_items, "item_seed"))
-    model = _model(given, *(1e-3 * golden.array((rows, given["columns"]), given[seed]) for rows, seed in seeds))
+    on_losses, on_metrics = said(record, "# relative on losses"), said(record, "# absolute on metrics")
+    data = load_interactions(re.search(r"shared/data/recommendation/(\w+)", record["notes"]).group(1))
+    sizes = zip((data.num_users, data.num_items), (given["user_seed"], given["item_seed"]), strict=True)
+    tables = [1e-3 * array(record, {"shape": (size, given["columns"]), "seed": seed}) for size, seed in sizes]
+    model = _model(record, *tables)
     model.set_interactions(data.train)
     optimizer = torch.optim.Adam(model.parameters(), given["learning_rate"], fused=True)
     sampler = Triples(data.train, given["batch"], **model.sampling)
@@ -99,8 +107,8 @@ def lastfm_epochs(record):
                 got = evaluate_ranking(*model.final_embeddings(), data.train, data.test, (20,), all_users=all_users)
                 for name in names:
                     wanted = row[f"{name}@20" if all_users else f"{name}_test_users@20"]
-                    # absolutely within 2e-3 as the record asks, and closer
-                    yield f"{name}@20 after {epoch}", 1 + got[f"{name}@20"], 1 + wanted, 1e-3
+                    # absolutely, and closer than the record asks
+                    yield f"{name}@20 after {epoch}", 1 + got[f"{name}@20"], 1 + wanted, on_metrics / 2
         if epoch == given["epochs"]:
             break
         last = []
@@ -110,12 +118,22 @@ def lastfm_epochs(record):
             loss.backward()
             optimizer.step()
             last.append(loss.detach())
+            if epoch == 0 and len(last) == 1:
+                yield "first loss of the first epoch", last[0], expected["first_loss"], on_losses
         if epoch == 0:
-            yield "first loss of the first epoch", last[0], expected["first_loss"], 2e-4
-            yield "last loss of the first epoch", last[-1], expected["last_loss"], 2e-4
+            yield "last loss of the first epoch", last[-1], expected["last_loss"], on_losses
         means.append(float(torch.stack(last).mean()))
     for epoch, (got, wanted) in enumerate(zip(means, expected["mean_loss"], strict=True), 1):
-        yield f"mean loss of epoch {epoch}", got, wanted, 2e-4
+        yield f"mean loss of epoch {epoch}", got, wanted, on_losses
 
 
-CASES = {"lastfm_epochs": lastfm_epochs, "edge_weights": edge_weights_case, "loss_steps": loss_steps}
+CASES = {"lastfm_epochs": protocol, "edge_weights": edge_weights_case, "loss_steps": loss_steps}
+WORDS = {
+    "edge_weights": {"co_occurrence_row_0 is row 0": "the row that is read"},
+    "lastfm_epochs": {
+        "numbered from 0": "how the library numbers",
+        "all 1892 users": "follows from the data",
+        "the 1858 users": "follows from the data",
+        "Top-10 neighbours": "in the inputs",
+    },
+}

@@ -90,10 +90,8 @@ def roc_auc(score: Tensor, label: Tensor) -> float:
 class Procedure:
     """What all forms share; ``stages`` of them follow each other."""
 
-    def __init__(
-        self, model: ForwardGNN, problem, *, lr: float = 1e-3, weight_decay: float = 5e-4, temperature: float = 1.0
-    ):
-        self.model, self.problem, self.temperature, self.lr, self.decay = model, problem, temperature, lr, weight_decay
+    def __init__(self, model: ForwardGNN, problem, *, lr: float = 1e-3, weight_decay: float = 5e-4):
+        self.model, self.problem, self.lr, self.decay = model, problem, lr, weight_decay
         self.stages = model.num_layers if model.form.layerwise else 1
         self.states: list = []
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -174,8 +172,8 @@ class ForwardForward(_Layerwise):
         if self.columns:
             self.n = n
             self.graphs, self.val_graphs = [p.edge_index] * len(told), [p.edge_index] * len(asked)
-            self.x = Told(p.x, [class_columns(n, c, p.train, k) for k in told])
-            self.val_x = Told(p.x, [class_columns(n, c, nodes, k) for k in asked], self.x.x)
+            self.x = Told(p.x, [class_columns(n, c, p.train, k, p.x.dtype) for k in told])
+            self.val_x = Told(p.x, [class_columns(n, c, nodes, k, p.x.dtype) for k in asked], self.x.x)
         else:
             self.n = n + c
             self.graphs = [link_classes(p.edge_index, n, p.train, k) for k in told]
@@ -226,13 +224,13 @@ class SingleForward(_Layerwise):
     def step(self, stage: int) -> list[Step]:
         m, p = len(self.problem.train), self.problem
         h = self.output()
-        logits = h[:m] @ h[m:].t() / self.temperature
+        logits = self.model.logits(h[:m], h[m:])
         loss = F.cross_entropy(logits, p.y[p.train])
         return [Step(stage, self.update(loss), logits.detach())]
 
     def contribution(self) -> Tensor:
         h, m = self.val_output(), len(self.problem.val)
-        return F.softmax(h[:m] @ h[m:].t(), -1)
+        return F.softmax(self.model.logits(h[:m], h[m:]), -1)
 
     def advance(self, layer) -> None:
         self.x = layer(unit_rows(self.x), self.full)
@@ -287,7 +285,7 @@ class _Joint(Procedure):
     def match_loss(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy of the training nodes against the virtual nodes."""
         p = self.problem
-        logits = h[p.train] @ h[len(p.x) :].t() / self.temperature
+        logits = self.model.logits(h[p.train], h[len(p.x) :])
         return F.cross_entropy(logits, p.y[p.train]), logits.detach()
 
 

@@ -48,6 +48,7 @@ from offprint.methods.training._forward_steps import (
 from offprint.models.checkpoint import load_weights, read_file
 from offprint.models.graphs.forward_gnn import METHODS, ForwardGNN, check_graph
 from offprint.nn.message_flow import operator as known_operator
+from offprint.nn.precision import wide
 
 __all__ = [
     "METHODS",
@@ -165,8 +166,9 @@ class TrainedGNN:
             raise CheckpointError(
                 f"{path} is not a model saved by TrainedGNN.save; weights alone load with load_weights"
             )
-        model = ForwardGNN(**about["model"])
-        load_weights(model, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
+        model = ForwardGNN(**about["model"]).to(next(iter(state.values())).dtype)
+        load_weights(model, state)
         return cls(model.eval(), tensors["nodes"], tensors["classes"], about["report"])
 
 
@@ -207,7 +209,7 @@ def fit(
         epochs: per layer, or in all where layers learn together.
         patience: validations (one every second epoch) without a better one, after which a layer is done.
         lr, weight_decay: Adam's; the decay is 5e-4, and 0 for ``link_fl_topdown``.
-        temperature: of the logits in training (``sf`` forms).
+        temperature: of the logits, in training and in prediction (``sf`` forms).
         theta: threshold of goodness (``ff`` forms).
         num_negatives: wrong classes per training node, at most C - 1.
         seed: of weights, virtual features and wrong classes.
@@ -226,21 +228,21 @@ def fit(
     for name, value, low in (("epochs", epochs, 1), ("patience", patience, 1), ("num_negatives", num_negatives, 1)):
         if value < low:
             raise OffprintError(f"{name}={value}; at least {low} is needed")
-    for name, number in (("lr", lr), ("temperature", temperature)):
-        if not (number > 0 and math.isfinite(number)):
-            raise OffprintError(f"{name}={number}; a positive number is needed")
+    if not (lr > 0 and math.isfinite(lr)):
+        raise OffprintError(f"lr={lr}; a positive number is needed")
     weight_decay = (0.0 if method == "link_fl_topdown" else 5e-4) if weight_decay is None else weight_decay
     problem, test, classes, labelled, test_graph = _problem(graph, method, split, masks, seed, num_negatives, device)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = ForwardGNN(problem.x.shape[1], hidden, layers, classes, operator.lower(), method, theta).to(device)
+        sizes = problem.x.shape[1], hidden, layers, classes
+        model = ForwardGNN(*sizes, operator.lower(), method, theta, temperature).to(device, problem.x.dtype)
     settings = {**model.settings, "epochs": epochs, "patience": patience, "lr": lr, "weight_decay": weight_decay,
-                "temperature": temperature, "num_negatives": num_negatives, "seed": seed,
+                "num_negatives": num_negatives, "seed": seed,
                 "data": fingerprint(problem.x, problem.edge_index, *test, *labelled, problem.val)}  # fmt: skip
     folder = _Folder(out, settings, resume)
     if (done := folder.finished()) is not None:
         return done
-    procedure = PROCEDURES[method](model, problem, lr=lr, weight_decay=weight_decay, temperature=temperature)
+    procedure = PROCEDURES[method](model, problem, lr=lr, weight_decay=weight_decay)
     began = time.perf_counter()
     with _bar(progress) as show:
         stages = _run(procedure, epochs, patience, folder, show)
@@ -271,7 +273,7 @@ def _problem(graph, method: str, split, masks, seed: int, num_negatives: int, de
             check_graph(graph.x, graph.edge_index)
             parts = link_split(graph, split or 0)
         messages, pairs, labels = zip(*link_parts(parts), strict=True)
-        x = parts[0].x.to(device).float()
+        x = wide(parts[0].x.to(device))
         warn_directed(messages[0], len(x))
         edges = messages[0].to(device)
         positive, negative = pairs[0][:, labels[0] == 1].to(device), pairs[0][:, labels[0] == 0].to(device)
@@ -282,7 +284,7 @@ def _problem(graph, method: str, split, masks, seed: int, num_negatives: int, de
     y, (train, val, test), classes = node_parts(graph, masks, split)
     warn_directed(graph.edge_index, graph.num_nodes)
     wrong = draw_wrong_classes(y[train].cpu(), classes, num_negatives, torch.Generator().manual_seed(seed))
-    x, edges, y = graph.x.to(device).float(), graph.edge_index.to(device), y.to(device)
+    x, edges, y = wide(graph.x.to(device)), graph.edge_index.to(device), y.to(device)
     train, val, test = train.to(device), val.to(device), test.to(device)
     problem = Nodes(x, edges, y, train, val, wrong.to(device))
     told = torch.cat([train, val])

@@ -17,6 +17,7 @@ from offprint.errors import OffprintError, need, unknown
 from offprint.methods.understanding._layers import evaluating, find_layer, grid_transform, layer_names, watch
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import create_model
+from offprint.nn.precision import wide
 
 
 def scale_maps(maps: Tensor, size: Sequence[int] | None = None) -> Tensor:
@@ -209,13 +210,13 @@ class CAM(nn.Module):
             if gradients and slope is None:
                 raise OffprintError(f"layer {name!r} does not influence the score; choose one on the way to the output")
             to_grid = self.reshape_transform or grid_transform(activation, size, modules[name], self.model, name)
-            grid = to_grid(activation.detach()).float()
+            grid = wide(to_grid(activation.detach()))
             if grid.ndim != images.ndim or len(grid) != len(images):
                 raise OffprintError(
                     f"layer {name!r} gives maps of shape {tuple(grid.shape)}; (N, C, *grid) with N = {len(images)} and "
                     f"{len(size)} grid axes is needed. Choose another layer, or pass reshape_transform="
                 )
-            slope = to_grid(slope).float() if slope is not None else None
+            slope = wide(to_grid(slope)) if slope is not None else None
             projection, explained, singular = self.project(grid, slope, eigen_smooth)
             result.projections.append(projection)
             if explained is not None:

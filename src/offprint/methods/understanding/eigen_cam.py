@@ -43,6 +43,7 @@ from offprint.methods.understanding._localisation import (
     overlay,
     pointing,
 )
+from offprint.nn.precision import wide_dtype
 
 SIGNS = ("max", "mean", "sum", "lapack")
 KERNELS = ("linear", "poly", "rbf", "sigmoid", "cosine")
@@ -97,17 +98,17 @@ def principal_component(
         sign: ``"max"``, ``"mean"``, ``"sum"`` or ``"lapack"``; default ``"max"``, without centring ``"sum"``.
 
     Returns:
-        Projection (N, *grid) in float32; share (N,) of the summed squares that it explains, 0 for a constant map; the two
-        largest singular values (N, 2).
+        Projection (N, *grid) in the activations' precision, float32 at least; share (N,) of the summed squares that it
+        explains, 0 for a constant map; the two largest singular values (N, 2).
     """
     sign = sign or ("max" if center else "sum")
     if sign not in SIGNS:
         raise unknown("sign rule", sign, SIGNS)
-    rows = _pixels(activations, center)
+    rows, kind = _pixels(activations, center), wide_dtype(activations.dtype)
     shape, (_, pixels, channels) = activations.shape, rows.shape
     total = rows.square().sum((1, 2))
     if sign == "lapack":
-        parts = [np.linalg.svd(r, full_matrices=False) for r in rows.float().cpu().numpy()]
+        parts = [np.linalg.svd(r, full_matrices=False) for r in rows.to(kind).cpu().numpy()]
         direction = torch.from_numpy(np.stack([vt[0] for _, _, vt in parts])).to(rows)
         singular = torch.from_numpy(np.stack([np.pad(s, (0, 1))[:2] for _, s, _ in parts])).to(rows)
         score = torch.einsum("npc,nc->np", rows, direction)
@@ -121,8 +122,8 @@ def principal_component(
         singular = values.clamp(min=0).sqrt()
         score = _oriented(score, rows, sign)
     explained = torch.where(total > 0, singular[:, 0].square() / total.clamp(min=1e-300), 0)
-    projection = score.float().to(activations.device).unflatten(1, shape[2:])
-    return projection, explained.float().clamp(max=1), singular.float()
+    projection = score.to(kind).to(activations.device).unflatten(1, shape[2:])
+    return projection, explained.to(kind).clamp(max=1), singular.to(kind)
 
 
 def eigen_projection(activations: Tensor, *, center: bool = True, sign: str | None = None) -> Tensor:
@@ -166,8 +167,8 @@ def kernel_projection(
     score = _oriented(vector * values[:, :1].clamp(min=0).sqrt(), rows, sign)
     total = centred.diagonal(dim1=1, dim2=2).sum(1)
     explained = torch.where(total > 0, values[:, 0] / total.clamp(min=1e-300), 0)
-    grid = activations.shape[2:]
-    return score.float().to(activations.device).unflatten(1, grid), explained.float().clamp(0, 1)
+    grid, kind = activations.shape[2:], wide_dtype(activations.dtype)
+    return score.to(kind).to(activations.device).unflatten(1, grid), explained.to(kind).clamp(0, 1)
 
 
 class EigenCAM(CAM):

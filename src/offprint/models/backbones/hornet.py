@@ -30,6 +30,7 @@ from offprint.models.backbones.convnext import ConvNeXtFrame
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import register
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, Pointwise, drop_path_rates
+from offprint.nn.precision import wide
 
 
 def resample_filter(weight: Tensor, size: tuple[int, int]) -> Tensor:
@@ -63,13 +64,13 @@ class GlobalLocalFilter(nn.Module):
         nn.init.trunc_normal_(self.dw.weight, std=0.02)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        """Map (B, dim, H, W) of any size to the same shape, times ``scale``; the transform runs in float32."""
+        """Map (B, dim, H, W) of any size to the same shape, times ``scale``; the transform runs in float32 at least."""
         height, width = x.shape[-2:]
         local, spread = self.pre_norm(x).chunk(2, 1)
         local = self.dw(local)
-        spectrum = torch.fft.rfft2(spread.float(), norm="ortho")
+        spectrum = torch.fft.rfft2(wide(spread), norm="ortho")
         # contiguous: a model in channels-last memory holds this tensor, which is no image, in that order too
-        weight = resample_filter(self.complex_weight.float(), (height, width // 2 + 1)).contiguous()
+        weight = resample_filter(wide(self.complex_weight), (height, width // 2 + 1)).contiguous()
         spread = torch.fft.irfft2(spectrum * torch.view_as_complex(weight), s=(height, width), norm="ortho")
         pairs = torch.stack([local.permute(0, 2, 3, 1), spread.to(local.dtype).permute(0, 2, 3, 1)], -1)
         norm = self.post_norm
@@ -259,7 +260,7 @@ class HorNet(ConvNeXtFrame):
         """Resample global filters that were stored on another grid (a model for another image size)."""
         own = self.state_dict()
         return {
-            name: resample_filter(value.float(), tuple(own[name].shape[1:3]))
+            name: resample_filter(wide(value), tuple(own[name].shape[1:3]))
             if name.endswith("complex_weight") and name in own and value.shape[0] == own[name].shape[0]
             else value
             for name, value in state.items()

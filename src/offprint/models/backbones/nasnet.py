@@ -30,6 +30,7 @@ from offprint.models.backbone import Backbone
 from offprint.models.backbones._nasnet_genotype import COMBINATIONS, GENOTYPES, OPERATIONS, CellTable, Genotype
 from offprint.models.backbones._nasnet_names import DIALECTS
 from offprint.models.registry import register
+from offprint.nn.precision import wide_dtype
 
 __all__ = [
     "COMBINATIONS",
@@ -295,7 +296,7 @@ class Cell(nn.Module):
         masks = None
         if progress is not None:
             keep = 1 - self.drop * progress
-            noise = torch.rand(2 * len(self.blocks), len(x), 1, 1, 1, device=x.device)
+            noise = torch.rand(2 * len(self.blocks), len(x), 1, 1, 1, device=x.device, dtype=progress.dtype)
             masks = torch.floor(noise + keep) / keep
         shared: dict = {}  # ReLUs and poolings, each computed once
         for i, b in enumerate(self.blocks):
@@ -492,18 +493,17 @@ class NASNet(Backbone):
         """Say how many training batches there will be: ScheduledDropPath rises linearly over them."""
         self.drop_path_steps = int(steps)
 
-    def _progress(self) -> Tensor | None:
+    def _progress(self, dtype: torch.dtype) -> Tensor | None:
         if not (self.training and self.drop_path_rate):
             return None
-        done = (
-            self.drop_path_step / self.drop_path_steps if self.drop_path_steps else torch.ones_like(self.drop_path_step)
-        )
+        step = self.drop_path_step.to(wide_dtype(dtype))
+        done = step / self.drop_path_steps if self.drop_path_steps else torch.ones_like(step)
         self.drop_path_step += 1
-        return done.float().clamp(max=1)
+        return done.clamp(max=1)
 
     def _walk(self, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
         """Outputs of the named steps (in their order), before any ReLU. Each output is rectified once for all who read it."""
-        progress, found = self._progress(), []
+        progress, found = self._progress(x.dtype), []
 
         def rectify(name: str, y: Tensor) -> tuple[Tensor | None, Tensor]:
             if name in names:

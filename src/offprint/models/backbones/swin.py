@@ -206,7 +206,7 @@ class Stage(nn.Module):
         shift = tuple(m // 2 if dense or s > m else 0 for s in sides)
         if not self.shifted or (self.covered and not dense and sides == self.sides):
             shift = (0, 0)
-        return windows(sides, (m, m), (0, 0)), windows(sides, (m, m), shift, x.device)
+        return windows(sides, (m, m), (0, 0)), windows(sides, (m, m), shift, x.device, x.dtype)
 
 
 # -- the model -------------------------------------------------------------------------------------------------------

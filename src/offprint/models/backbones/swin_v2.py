@@ -44,13 +44,16 @@ from offprint.models.backbones.swin import (
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import create_model, register
 from offprint.nn import MaskedTokens
+from offprint.nn.precision import wide_dtype
 from offprint.nn.windows import Windows, attend, gather_bias, keep
 
 
-def log_coordinates(window: int, pretrained_window: int = 0, device=None) -> Tensor:
+def log_coordinates(
+    window: int, pretrained_window: int = 0, device=None, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Log-spaced offsets ((2M - 1)², 2) of Eq. 4, rows first; up to ±1.0566 where M is the pre-training window."""
     span = (pretrained_window or window) - 1
-    t = torch.arange(1 - window, window, device=device, dtype=torch.float32) * (8 / max(span, 1))
+    t = torch.arange(1 - window, window, device=device, dtype=dtype) * (8 / max(span, 1))
     t = torch.sign(t) * torch.log2(t.abs() + 1) / 3
     return torch.stack(torch.meshgrid(t, t, indexing="ij"), -1).flatten(0, 1)
 
@@ -83,11 +86,15 @@ class WindowAttention(nn.Module):
         """Change M; the position network needs nothing new."""
         self.window, self._bias = window, None
 
+    def scale(self) -> Tensor:
+        """The inverse temperature (heads, 1), at most 100."""
+        return self.logit_scale.clamp(max=math.log(100)).exp().view(self.heads, 1)
+
     def table(self) -> Tensor:
         """The bias ((2M - 1)², heads) of every offset."""
         weight = self.cpb_mlp[0].weight
-        key = ("log", self.window, self.pretrained_window, weight.device)
-        at = keep(key, lambda: log_coordinates(self.window, self.pretrained_window, weight.device))
+        place = self.window, self.pretrained_window, weight.device, wide_dtype(weight.dtype)
+        at = keep(("log", *place), lambda: log_coordinates(*place))
         return 16 * torch.sigmoid(self.cpb_mlp(at.to(weight.dtype)))
 
     def bias(self) -> Tensor:
@@ -121,7 +128,7 @@ class WindowAttention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         q, k, v = F.linear(x, self.qkv.weight, bias).view(n, t, 3, self.heads, -1).unbind(2)
         # directions; the temperature's inverse is put on the queries
-        scale = self.logit_scale.clamp(max=math.log(100)).exp().view(self.heads, 1)
+        scale = self.scale()
         q = q * (scale / torch.linalg.vector_norm(q, dim=-1, keepdim=True).clamp_min(1e-12))
         k = k * torch.linalg.vector_norm(k, dim=-1, keepdim=True).clamp_min(1e-12).reciprocal()
         q, k, v = q.to(v.dtype).transpose(1, 2), k.to(v.dtype).transpose(1, 2), v.transpose(1, 2)

@@ -26,6 +26,7 @@ from offprint.errors import DataError, OffprintError
 from offprint.models.backbones.mobilenet_v2 import ConvNormAct, MobileNetV2
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import create_model, entry, register
+from offprint.nn.precision import wide, wide_dtype
 
 EXTRAS = (512, 256, 256, 128)
 MAPS = 2 + len(EXTRAS)
@@ -45,7 +46,7 @@ def anchor_shapes(level: int) -> list[tuple[float, float]]:
 
 
 @lru_cache(maxsize=16)
-def anchors(sizes: tuple[tuple[int, int], ...]) -> Tensor:
+def anchors(sizes: tuple[tuple[int, int], ...], dtype: torch.dtype = torch.float32) -> Tensor:
     """Anchors of maps of these (height, width): (N, 4) as x1, y1, x2, y2 in parts of the image; by map, row, column, anchor."""
     boxes = []
     for level, (height, width) in enumerate(sizes):
@@ -57,7 +58,7 @@ def anchors(sizes: tuple[tuple[int, int], ...]) -> Tensor:
         centres = torch.stack([x, y], -1)[:, :, None]
         half = torch.tensor(anchor_shapes(level), dtype=torch.float64)[None, None] / 2
         boxes.append(torch.cat([centres - half, centres + half], -1).flatten(0, 2))
-    return torch.cat(boxes).float()
+    return torch.cat(boxes).to(dtype)
 
 
 class SSDEncoder(MobileNetV2):
@@ -153,7 +154,7 @@ class SSDLite(nn.Module):
         maps = self._maps(x)
         scores, codes = self._raw(maps)
         sizes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
-        return scores, codes, anchors(sizes).to(codes.device, torch.float32)
+        return scores, codes, anchors(sizes, wide_dtype(codes.dtype)).to(codes.device)
 
     @torch.no_grad()
     def detect(
@@ -174,7 +175,7 @@ class SSDLite(nn.Module):
         height, width = x.shape[-2:]
         scale = codes.new_tensor([width, height, width, height])
         found = []
-        for image_scores, image_codes in zip(scores.float().sigmoid()[..., 1:], codes.float(), strict=True):
+        for image_scores, image_codes in zip(wide(scores).sigmoid()[..., 1:], wide(codes), strict=True):
             boxes = clip_boxes_to_image(CODER.decode_single(image_codes, base) * scale, (height, width))
             flat = image_scores.flatten()
             order = flat.sort(descending=True, stable=True).indices[: int((flat > score_threshold).sum())]
@@ -216,7 +217,7 @@ class SSDLite(nn.Module):
         scale = codes.new_tensor([width, height, width, height])
         matcher = SSDMatcher(0.5)
         class_losses, box_losses, positives = [], [], 0
-        for image_scores, image_codes, target in zip(scores.float(), codes.float(), targets, strict=True):
+        for image_scores, image_codes, target in zip(wide(scores), wide(codes), targets, strict=True):
             boxes = target["boxes"].to(base) / scale
             labels = target["labels"].to(base.device)
             matched = torch.full((len(base),), -1, device=base.device)
@@ -227,7 +228,7 @@ class SSDLite(nn.Module):
             one_hot = F.one_hot(
                 torch.where(positive, labels[matched], 0) if len(boxes) else matched + 1, self.num_classes
             )
-            each = F.binary_cross_entropy_with_logits(image_scores, one_hot.float(), reduction="none").sum(1)
+            each = F.binary_cross_entropy_with_logits(image_scores, one_hot.to(image_scores), reduction="none").sum(1)
             kept = self._hard(each.detach(), image_codes.detach(), base, positive)
             class_losses.append(each[kept].sum())
             chosen = kept[positive[kept]]

@@ -119,7 +119,7 @@ class DAGNN(nn.Module):
         """(n, C): the gated sums, before the softmax."""
         if not torch.compiler.is_compiling():
             self.check_input(x, edge_index)
-        return self.prop(self.scores(x), self.adjacency(edge_index, x.shape[0], edge_weight))
+        return self.prop(self.scores(x), self.adjacency(edge_index, x.shape[0], edge_weight, self.lin2.weight.dtype))
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Log-probabilities (n, C)."""
@@ -128,7 +128,7 @@ class DAGNN(nn.Module):
     @torch.no_grad()
     def gates(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """(n, K+1): how much each node relies on each hop."""
-        adjacency = self.adjacency(edge_index, x.shape[0])
+        adjacency = self.adjacency(edge_index, x.shape[0], dtype=self.lin2.weight.dtype)
         return torch.sigmoid(self.prop.proj(self.prop.hop_scores(self.scores(x), adjacency))).squeeze(-1)
 
 

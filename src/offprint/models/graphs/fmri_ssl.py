@@ -34,8 +34,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, unknown
-from offprint.models.graphs._dynamic_fc import adjacency, dynamic_fc, threshold, window_correlations, window_starts
 from offprint.models.registry import register
+from offprint.nn.connectivity import adjacency, dynamic_fc, threshold, window_correlations, window_starts
 
 __all__ = ["GARO", "GIN", "SERO", "STAGIN", "BrainEncoder", "MAEOutput", "MeanReadout", "STAGINOutput", "SpatioTemporalMAE",
            "TemporalTransformer", "TimestampEncoder", "adjacency", "dynamic_fc", "edge_loss", "node_loss", "orthogonality",

@@ -8,7 +8,7 @@ labels, and how a prediction is read off its outputs, makes the forms:
   :math:`\sum_j h_j^2 - \theta` large for right classes and small for wrong ones. Prediction: the candidate class of largest
   goodness, :math:`\sum_l (\overline{h_l^2} - \theta)` (the mean here, the sum in training).
 * ``ff_vn``: the same, but the class is told by edges to one of C virtual nodes.
-* ``sf``: single forward. A node must match the virtual node of its class: logits :math:`h_v \cdot h_c`, no negative pass.
+* ``sf``: single forward. A node must match the virtual node of its class: logits :math:`h_v \cdot h_c / \tau`, no negative pass.
 * ``sf_top2loss``, ``sf_top2input``: single forward in which a layer also sees the states above it, in its loss (averaged with
   its output) or in its input (side by side). All layers learn together.
 * ``link_fl``, ``link_ff``: link prediction on products of end-node outputs, by their sum or by their goodness.
@@ -21,6 +21,7 @@ Each layer gives a prediction, and predictions add up from the first, so that ac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -76,7 +77,7 @@ def unit_rows(x: Features) -> Features:
     made = []
     square = x.matrix.values().square()
     rows = torch.repeat_interleave(x.matrix.crow_indices().diff())
-    length = torch.zeros(x.matrix.shape[0], device=square.device).index_add_(0, rows, square).sqrt() + 1e-8
+    length = square.new_zeros(x.matrix.shape[0]).index_add_(0, rows, square).sqrt() + 1e-8
     for matrix, owner in ((x.matrix, rows), (x.transposed, x.transposed.col_indices())):
         value = matrix.values() / length[owner]
         parts = matrix.crow_indices(), matrix.col_indices(), value
@@ -90,10 +91,12 @@ def link_classes(edge_index: Tensor, n: int, nodes: Tensor, classes: Tensor) -> 
     return torch.cat([edge_index, torch.stack([nodes, virtual]), torch.stack([virtual, nodes])], 1)
 
 
-def class_columns(n: int, num_classes: int, nodes: Tensor, classes: Tensor) -> Tensor:
+def class_columns(
+    n: int, num_classes: int, nodes: Tensor, classes: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """(n, C): the one-hot class of the given nodes, 1/C for the others."""
-    columns = torch.full((n, num_classes), 1.0 / num_classes, device=nodes.device)
-    columns[nodes] = F.one_hot(classes, num_classes).float()
+    columns = torch.full((n, num_classes), 1.0 / num_classes, dtype=dtype, device=nodes.device)
+    columns[nodes] = F.one_hot(classes, num_classes).to(dtype)
     return columns
 
 
@@ -176,6 +179,7 @@ class ForwardGNN(nn.Module):
         operator: ``gcn``, ``sage`` or ``gat``.
         method: a key of :data:`METHODS`.
         theta: threshold of the goodness (forward-forward forms).
+        temperature: τ of the logits, in training and in prediction (single-forward forms).
 
     The virtual nodes' features (C, F) are a buffer, drawn once and saved with the weights; files of the authors lack it.
     """
@@ -191,6 +195,7 @@ class ForwardGNN(nn.Module):
         operator: str = "gcn",
         method: str = "sf",
         theta: float = 2.0,
+        temperature: float = 1.0,
     ):
         super().__init__()
         if method not in METHODS:
@@ -202,9 +207,12 @@ class ForwardGNN(nn.Module):
         ):
             if int(given) < 1:
                 raise OffprintError(f"{label}={given}; at least 1 is needed")
+        if not (temperature > 0 and math.isfinite(temperature)):
+            raise OffprintError(f"temperature={temperature}; a positive number is needed")
         self.settings = {"in_channels": in_channels, "hidden_channels": hidden_channels, "num_layers": num_layers,
-                         "num_classes": num_classes, "operator": operator, "method": method, "theta": theta}  # fmt: skip
-        self.form, self.method, self.theta = METHODS[method], method, theta
+                         "num_classes": num_classes, "operator": operator, "method": method, "theta": theta,
+                         "temperature": temperature}  # fmt: skip
+        self.form, self.method, self.theta, self.temperature = METHODS[method], method, theta, temperature
         self.in_channels, self.num_classes, self.num_layers = in_channels, num_classes, num_layers
         if self.form.task == "node" and num_classes < 2:
             raise OffprintError(f"num_classes={num_classes}; a node classifier needs at least 2")
@@ -293,8 +301,8 @@ class ForwardGNN(nn.Module):
     def top_down_start(self, x: Features, block: Block, classes: Tensor | None) -> list:
         """Bottom-up states with zeros above; then the class vectors of ``sf_top2input`` on top, which stay."""
         rows = block.shape[0]
-        device = next(self.parameters()).device
-        states = self.start(x, block, [torch.zeros(rows, w, device=device) for w in self.tops])
+        like = next(self.parameters())
+        states = self.start(x, block, [like.new_zeros(rows, w) for w in self.tops])
         return states if classes is None else [*states, classes]
 
     def mixed(self, i: int, h: Tensor, states: list) -> Tensor:
@@ -355,11 +363,15 @@ class ForwardGNN(nn.Module):
         """(n + C, C): what stands above the top layer of ``sf_top2input``."""
         virtual = torch.arange(self.num_classes, device=nodes.device)
         return class_columns(n + self.num_classes, self.num_classes, torch.cat([nodes, n + virtual]),
-                             torch.cat([classes, virtual]))  # fmt: skip
+                             torch.cat([classes, virtual]), next(self.parameters()).dtype)  # fmt: skip
+
+    def logits(self, nodes: Tensor, virtual: Tensor) -> Tensor:
+        """(m, C): how well the outputs of nodes (m, H) match those of the virtual nodes (C, H)."""
+        return nodes @ virtual.t() / self.temperature
 
     def match(self, h: Tensor, n: int, wanted: Tensor) -> Tensor:
         """(m, C): softmax over the virtual nodes n .. n + C - 1."""
-        return F.softmax(h[wanted] @ h[n:].t(), -1)
+        return F.softmax(self.logits(h[wanted], h[n:]), -1)
 
     def pair_scores(self, h: Tensor, pairs: Tensor) -> Tensor:
         """(m,): sum of the product of end-node outputs, or its goodness."""
@@ -399,7 +411,7 @@ class ForwardGNN(nn.Module):
         for c in range(self.num_classes):
             told = torch.cat([nodes, wanted]), torch.cat([classes, torch.full_like(wanted, c)])
             if self.method == "ff_la":
-                h, edges, rows = Told(x, [class_columns(len(x), self.num_classes, *told)], kept), edge_index, len(x)
+                h, edges, rows = Told(x, [class_columns(len(x), self.num_classes, *told, x.dtype)], kept), edge_index, len(x)
             else:
                 h, edges, rows = self.augment(x, edge_index, *told)
                 h = unit_rows(compact(h))

@@ -125,7 +125,7 @@ class LightGCN(nn.Module):
         train = sp.csr_matrix(train)
         if train.nnz and not (np.isfinite(train.data).all() and train.data.min() >= 0):
             raise OffprintError("interactions must be finite and not negative")
-        self.graph = BipartiteGraph(train).to(self.embedding_user.weight.device)
+        self.graph = BipartiteGraph(train).to(self.embedding_user.weight)
 
     def set_edges(self, edge_index: Tensor) -> None:
         """The same from torch_geometric's ``edge_index`` (2, E): users are nodes 0 .. N-1, items N .. N+M-1; one direction or both."""
@@ -138,7 +138,7 @@ class LightGCN(nn.Module):
                 f"every edge must join a user (0 to {self.num_users - 1}) and an item ({self.num_users} to "
                 f"{self.num_users + self.num_items - 1})"
             )
-        train = sp.csr_matrix((np.ones(len(a), np.float32), (lower, upper)), shape=(self.num_users, self.num_items))
+        train = sp.csr_matrix((np.ones(len(a)), (lower, upper)), shape=(self.num_users, self.num_items))
         train.data[:] = 1
         self.set_interactions(train)
 
@@ -199,7 +199,7 @@ class LightGCN(nn.Module):
             scale = graph.item_scale
         table = sum(layers) * scale[:, None] / (self.num_layers + 1)
         items = sp.csr_matrix(items)
-        own = torch.from_numpy(np.maximum(np.diff(items.indptr), 1).astype(np.float32) ** -0.5).to(table.device)
+        own = torch.from_numpy(np.maximum(np.diff(items.indptr), 1) ** -0.5).to(table)
         starts, columns = (torch.from_numpy(x.astype(np.int32)).to(table.device) for x in (items.indptr, items.indices))
         summed = rows_matmul(starts, columns, table.new_ones(items.nnz), table)
         return summed * own[:, None]

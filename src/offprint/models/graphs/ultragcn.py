@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from offprint.errors import DataError, OffprintError
 from offprint.models.registry import register
+from offprint.nn.precision import ExactTables
 from offprint.nn.sampled import sampled_gradients, sampled_products
 
 BLOCK = 4_000_000  # entries of G at once, at most (but never less than one row)
@@ -48,6 +49,8 @@ class EdgeWeights(NamedTuple):
         neighbours: S (M, K), strongest first; of equal ones the lower id. Where an item has fewer than K, the item itself
             with weight 0 fills up.
         similarities: their ω (M, K).
+
+    All but S in double.
     """
 
     users: Tensor
@@ -99,8 +102,7 @@ def edge_weights(train: sp.csr_matrix, num_neighbours: int = 10, block: int = BL
             near[first + row, : len(best)] = column[best]
             omega[first + row, : len(best)] = value[best] * left[first + row]
     c = 1 / np.sqrt(d_item + 1)
-    b, c, omega = (torch.from_numpy(x).float() for x in (b, c, omega))
-    return EdgeWeights(b, c, torch.from_numpy(near), omega)
+    return EdgeWeights(*(torch.from_numpy(x) for x in (b, c, near, omega)))
 
 
 class _Terms(torch.autograd.Function):
@@ -153,7 +155,7 @@ class Losses(NamedTuple):
     norm: Tensor
 
 
-class UltraGCN(nn.Module):
+class UltraGCN(ExactTables):
     """Recommender of two tables.
 
     Args:
@@ -224,12 +226,13 @@ class UltraGCN(nn.Module):
             )
         if train.nnz == 0:
             raise DataError("there are no training interactions; nothing can be learnt")
-        device = self.user_embeds.weight.device
         weights = edge_weights(train, self.num_neighbours if self.lambda_ else 1)
         self.num_pairs = train.nnz
-        self.beta_user = weights.users.masked_fill(weights.users.isinf(), 0.0).to(device)
-        self.beta_item = weights.items.to(device)
-        self.neighbours, self.similarities = weights.neighbours.int().to(device), weights.similarities.to(device)
+        like = self.user_embeds.weight
+        self.keep_table("beta_user", weights.users.masked_fill(weights.users.isinf(), 0.0), like)
+        self.keep_table("beta_item", weights.items, like)
+        self.keep_table("similarities", weights.similarities, like)
+        self.neighbours = weights.neighbours.int().to(like.device)
 
     def forward(self, users: Tensor) -> Tensor:
         """Scores (B, M) of all items for these users (B,)."""
@@ -307,7 +310,7 @@ class UltraGCN(nn.Module):
 
 def _fit(table: Tensor, pull: Tensor, push: Tensor, ridge: float) -> Tensor:
     """Rows e that minimise Σ_j pull_j sp(-e·v_j) + push_j sp(e·v_j) + ridge/2 ‖e‖², one for each row of the weights (B, M)."""
-    table = table.double()
+    kind, table = table.dtype, table.double()
     users = torch.zeros(len(pull), table.shape[1], dtype=table.dtype, device=table.device, requires_grad=True)
     solver = torch.optim.LBFGS([users], max_iter=60, history_size=10, line_search_fn="strong_wolfe")
 
@@ -320,7 +323,7 @@ def _fit(table: Tensor, pull: Tensor, push: Tensor, ridge: float) -> Tensor:
 
     with torch.enable_grad():
         solver.step(closure)
-    return users.detach().float()
+    return users.detach().to(kind)
 
 
 _COLUMNS = ("num_users", "num_items", "lr", "batch_size", "num_negatives", "negative_weight", "w1", "w3", "w4", "lambda_", "patience")  # fmt: skip

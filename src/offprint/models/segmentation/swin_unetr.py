@@ -17,6 +17,7 @@ were trained with, and the default. ``fixed`` is MONAI's since 1.5 and ``merging
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ from offprint.errors import OffprintError, unknown
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
 from offprint.nn import DropPath, cosine_schedule, drop_path_rates
+from offprint.nn.sliding import sliding_window
 from offprint.nn.windows import attend, join, relative_position_index, split, windows
 
 ORDERS = {
@@ -95,7 +97,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, *sides, C) to the same. Zeros added after the norm take part in attention, as in the weights' training."""
         window, shift = _clamp(tuple(x.shape[1:-1]), self.window)
-        cut = windows(x.shape[1:-1], window, shift if self.shifted else (0,) * len(window), x.device)
+        cut = windows(x.shape[1:-1], window, shift if self.shifted else (0,) * len(window), x.device, x.dtype)
         x = x + self.drop_path(join(self.attn(split(self.norm1(x), cut), cut.mask), cut))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -294,7 +296,7 @@ class SwinUNETR(nn.Module):
         if any(s % 32 or not s for s in sides):
             near = tuple(max(32, round(s / 32) * 32) for s in sides)
             raise OffprintError(
-                f"sides must be multiples of 32, got {sides}; crop or pad to {near}, or use a sliding window"
+                f"sides must be multiples of 32, got {sides}; crop or pad to {near}, or call segment()"
             )
         if all(s == 32 for s in sides):
             raise OffprintError(
@@ -311,6 +313,20 @@ class SwinUNETR(nn.Module):
         y = self.decoder3(y, self.encoder3(maps[1]))
         y = self.decoder2(y, self.encoder2(maps[0]))
         return self.out.conv(self.decoder1(y, self.encoder1(x)))
+
+    @torch.no_grad()
+    def segment(
+        self, volume: Tensor, roi: int | Sequence[int] = 128, overlap: float = 0.5, sigma: float | None = None
+    ) -> Tensor:
+        """Logits of a volume of any size, window by window as the paper predicts (overlap 0.5 in validation, 0.6 in tests).
+
+        Args:
+            volume: (B, in_chans, D, H, W).
+            roi: sides of a window, multiples of 32.
+            overlap, sigma: see :func:`~offprint.nn.sliding.sliding_window`.
+        """
+        roi = (roi,) * self.spatial_dims if isinstance(roi, int) else roi
+        return sliding_window(self, volume, roi, overlap, sigma=sigma)
 
 
 # -- the recipe's pieces ---------------------------------------------------------------------------------------------

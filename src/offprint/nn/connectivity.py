@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from offprint.errors import OffprintError
+from offprint.nn.precision import wide
 
 
 def window_starts(frames: int, window: int, stride: int, length: int | None = None, start: int = 0) -> list[int]:
@@ -48,19 +49,20 @@ def window_correlations(series: Tensor, starts: Tensor, window: int) -> Tensor:
         window: frames per window.
 
     Returns:
-        (B, W, N, N) in [-1, 1], float32. A region that does not change within a window correlates 0 with all, itself included.
+        (B, W, N, N) in [-1, 1], symmetric, in the precision of the series, float32 at least. A region that does not change within
+        a window correlates 0 with all, itself included.
     """
     frames = starts[..., None] + torch.arange(window, device=starts.device)
-    x = series.float()[torch.arange(len(series), device=series.device)[:, None, None], frames]  # (B, W, window, N)
-    still = x.amax(2) == x.amin(2)
+    x = wide(series)[torch.arange(len(series), device=series.device)[:, None, None], frames]  # (B, W, window, N)
+    still = (x.amax(2) == x.amin(2))[:, :, None]
     x = x - x.mean(2, keepdim=True)
+    length = torch.linalg.vector_norm(x, dim=2, keepdim=True)
+    x = x / length.masked_fill(still | (length == 0), torch.inf)
     kind = "cpu" if series.is_meta else series.device.type
     with torch.autocast(kind, enabled=False):  # which edges there are must not hang on the precision of a run
-        c = (x.mT @ x).div_(window - 1)
-    std = c.diagonal(dim1=-2, dim2=-1).sqrt()
-    std = std.masked_fill(still | (std == 0), torch.inf)
-    # one deviation after the other, as STAGIN does: mirrored entries differ by rounding, which decides ties at the threshold
-    return c.div_(std[..., None, :]).div_(std[..., :, None]).clamp_(-1.0, 1.0)
+        c = x.mT @ x
+    # a product may round its two halves differently; equal entries are edges both or neither
+    return c.add(c.mT).mul_(0.5).clamp_(-1.0, 1.0)
 
 
 def dynamic_fc(series: Tensor, window: int = 50, stride: int = 3, length: int | None = None, start: int = 0) -> Tensor:
@@ -86,7 +88,7 @@ def threshold(fc: Tensor, sparsity: float = 30) -> Tensor:
         repeated = (flat <= low[..., None]).sum(-1) > below + 1  # the next in order is then the same value
         high = torch.where(repeated, low, torch.where(flat > low[..., None], flat, torch.inf).amin(-1))
     share = position - below
-    return (low.double() * (1.0 - share) + high.double() * share).to(fc.dtype)
+    return torch.lerp(low, high, share)
 
 
 def adjacency(fc: Tensor, sparsity: float = 30) -> Tensor:
