@@ -7,8 +7,11 @@ refused with the first names that did not.
 
 from __future__ import annotations
 
+import argparse
+import io
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +35,14 @@ class Dialect:
         renames: (regular expression, replacement) pairs, applied in order to each name with :func:`re.sub`.
         ignore: regular expression; names of the file that match are of no use to us and are left out.
         reshape: for what renaming cannot say; gets the renamed tensors and the model, returns tensors in our layout.
+        part: regular expression, where files of this dialect hold a part of the model only: the names of ours that they give.
     """
 
     name: str
     renames: tuple[tuple[str, str], ...] = ()
     ignore: str = ""
     reshape: Reshape | None = None
+    part: str = ""
 
     def apply(self, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         rules = [(re.compile(a), b) for a, b in self.renames]
@@ -70,8 +75,36 @@ class LoadReport:
         return "; ".join(parts)
 
 
+def _harmless() -> list:
+    """Plain values that training scripts leave beside the tensors: options, and numbers of NumPy. None of them runs anything."""
+    import numpy as np
+
+    scalar = np._core.multiarray.scalar
+    kinds = [type(np.dtype(k)) for k in ("bool", "int32", "int64", "float32", "float64")]
+    return [argparse.Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *kinds]
+
+
+def _unpacked(path: Path) -> Path | io.BytesIO:
+    """The path itself, or the one weight file inside of a zip archive (a torch file is an archive with a ``data.pkl``)."""
+    if not zipfile.is_zipfile(path):
+        return path
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if any(n.rsplit("/", 1)[-1] == "data.pkl" for n in names):
+            return path
+        inside = [n for n in names if n.endswith((".pt", ".pth", ".bin")) and not n.startswith("__MACOSX")]
+        if len(inside) != 1:
+            raise CheckpointError(
+                f"{path} is an archive of {len(names)} files, {len(inside)} of them weight files ({', '.join(inside[:4]) or '-'}); "
+                "unpack it and give the file you mean"
+            )
+        return io.BytesIO(archive.read(inside[0]))
+
+
 def read_file(path: str | Path) -> dict:
     """Open a weight file (safetensors, or a torch file read with ``weights_only=True``) without executing code.
+
+    A zip archive with one torch file inside is opened as that file.
 
     Raises:
         CheckpointError: no such file, a truncated or damaged one, or one that would run code when opened.
@@ -95,7 +128,8 @@ def read_file(path: str | Path) -> dict:
                 f"{path} is damaged or truncated ({size:,} bytes): {error}; fetch it again"
             ) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_harmless()):
+            return torch.load(_unpacked(path), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) or "Unsupported" in str(error):
             reason = str(error).replace("\n", " ")
@@ -106,9 +140,12 @@ def read_file(path: str | Path) -> dict:
                 "Save its state dict alone, or convert it to safetensors in an environment you trust"
             ) from error
         raise CheckpointError(f"{path} is damaged or not a weight file: {error}; fetch it again") from error
+    except CheckpointError:
+        raise
     except (
         RuntimeError,
         EOFError,
+        zipfile.BadZipFile,
         OSError,
         ValueError,
         KeyError,
@@ -180,7 +217,12 @@ def _wanted(model: nn.Module) -> tuple[dict[str, Tensor], set[str], set[str]]:
 
 
 def load_weights(
-    model: nn.Module, source: str | Path | Mapping[str, Tensor], *, drop_head: bool = False, strict: bool = True
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    drop_head: bool = False,
+    strict: bool = True,
+    dialect: str = "",
 ) -> LoadReport:
     """Load a checkpoint in any dialect the model knows.
 
@@ -191,6 +233,7 @@ def load_weights(
         drop_head: when the file's classifier has another number of classes, leave it out (the model keeps its own, freshly
             initialised).
         strict: refuse a file that leaves parameters of the model unset or holds tensors the model has no place for.
+        dialect: the one to take where several fit equally well.
 
     Returns:
         A report of what was mapped, adapted and dropped.
@@ -203,27 +246,28 @@ def load_weights(
     state = unwrap(raw, label)
     own, parameters, needed = _wanted(model)
     optional = re.compile(getattr(model, "optional_state", "") or r"(?!)")
-    dialects = (Dialect(getattr(model, "native", "authors")), *getattr(model, "dialects", ()))
+    dialects = [Dialect(getattr(model, "native", "authors")), *getattr(model, "dialects", ())]
+    dialects.sort(key=lambda d: d.name != dialect)
 
     best = None
     for form in _stripped(state, needed, dialects, model):
-        for dialect in dialects:
+        for candidate in dialects:
             try:
-                mapped = dialect.apply(form, model)
+                mapped = candidate.apply(form, model)
             except (KeyError, ValueError, IndexError, RuntimeError, AttributeError):
                 continue  # its reshaping met names or shapes that are not of this dialect
             names = set(mapped)
             score = len(needed & names) - 0.5 * len(names - set(own)) - 0.25 * len(needed - names)
             if best is None or score > best[0]:
-                best = (score, dialect, mapped)
+                best = (score, candidate, mapped)
     if best is None or not (needed & set(best[2])):
         some = ", ".join(list(state)[:4])
         raise CheckpointError(
             f"{label} fits no dialect of {type(model).__name__} ({', '.join(d.name for d in dialects)}); "
             f"its first names: {some}; ours: {', '.join(sorted(needed)[:4])}"
         )
-    _, dialect, mapped = best
-    report = LoadReport(dialect.name, label)
+    _, found, mapped = best
+    report = LoadReport(found.name, label)
     adapt = getattr(model, "adapt_state", None)
     if callable(adapt):
         before = dict(mapped)
@@ -270,13 +314,17 @@ def load_weights(
         )
     missing = sorted(needed - set(ready))
     tolerated = {
-        n for n in missing if optional.search(n) or (drop_head and classifier and n.startswith(classifier + "."))
+        n
+        for n in missing
+        if optional.search(n)
+        or (drop_head and classifier and n.startswith(classifier + "."))
+        or (found.part and not re.search(found.part, n))
     }
     report.fresh = sorted(tolerated)
     missing = [n for n in missing if n not in tolerated]
     if strict and (missing or unexpected):
         raise CheckpointError(
-            f"{label} does not fit {type(model).__name__} (closest: {dialect.name} names): "
+            f"{label} does not fit {type(model).__name__} (closest: {found.name} names): "
             f"{len(missing)} tensors missing ({', '.join(missing[:3]) or '-'}), "
             f"{len(unexpected)} without a place ({', '.join(unexpected[:3]) or '-'})"
         )

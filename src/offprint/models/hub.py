@@ -6,10 +6,11 @@ import hashlib
 import os
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urlsplit
 
 from offprint.errors import CheckpointError
 from offprint.files import atomic_write
-from offprint.models.registry import Weights
+from offprint.models.registry import Weights, entries, entry
 
 
 def cache_dir() -> Path:
@@ -28,53 +29,101 @@ def verify(path: Path, sha256: str) -> None:
     """Refuse a file whose SHA-256 does not start with ``sha256`` (nothing is checked when that is empty)."""
     if sha256 and not (got := _digest(path)).startswith(sha256):
         raise CheckpointError(
-            f"{path} has SHA-256 {got[:16]}..., expected {sha256[:16]}...; delete it and fetch it again"
+            f"{path} has SHA-256 {got}, the released file {sha256}{'' if len(sha256) == 64 else '...'}: it is another file, or "
+            "damaged; delete it, or move it elsewhere, and fetch it again"
         )
 
 
-def local_copy(filename: str) -> Path | None:
-    """A file of this name under ``OFFPRINT_WEIGHTS`` (searched through) or in the cache, if there is one."""
-    root = os.environ.get("OFFPRINT_WEIGHTS")
-    if root:
-        if not Path(root).is_dir():
+def filename(model: str, weights: Weights) -> str:
+    """The file's name: the last part of its address, or ``MODEL.pth`` where the address has none."""
+    last = urlsplit(weights.url).path.rsplit("/", 1)[-1]
+    return last if "." in last else f"{model}.pth"
+
+
+def _alone(model: str, weights: Weights, *, paper: str = "", own: bool = False) -> bool:
+    """Whether this file's name means one file only: in the whole registry, among a paper's files, or among a model's own."""
+    name = filename(model, weights)
+    scope = [entry(model)] if own else [e for e in entries().values() if not paper or e.paper == paper]
+    return {w.url for e in scope for w in e.weights.values() if filename(e.name, w) == name} == {weights.url}
+
+
+def places(model: str, tag: str) -> list[Path]:
+    """Where the file of a release is looked for, the most particular place first.
+
+    Under ``OFFPRINT_WEIGHTS``: ``MODEL/TAG/FILE``; ``MODEL/FILE``, ``PAPER/FILE`` and ``FILE`` where no other release of that
+    model, of that paper, or at all has a file of this name. In the cache: ``PUBLISHER/MODEL/TAG/FILE``.
+    """
+    spec = entry(model)
+    weights = spec.weights[spec.tag(tag)]
+    name = filename(model, weights)
+    found = []
+    if given := os.environ.get("OFFPRINT_WEIGHTS"):
+        root = Path(given)
+        if not root.is_dir():
             raise CheckpointError(
-                f"OFFPRINT_WEIGHTS={root!r} is not a folder; point it at the folder that holds the weight files"
+                f"OFFPRINT_WEIGHTS={given!r} is not a folder; point it at the folder that holds the weight files"
             )
-        found = sorted(Path(root).rglob(filename))
-        if found:
-            return found[0]
-    cached = cache_dir() / filename
-    return cached if cached.is_file() else None
+        found.append(root / model / tag / name)
+        found += [root / model / name] if _alone(model, weights, own=True) else []
+        found += [root / spec.paper / name] if _alone(model, weights, paper=spec.paper) else []
+        found += [root / name] if _alone(model, weights) else []
+    return [*found, cache_dir() / weights.publisher / model / tag / name]
 
 
-def fetch(weights: Weights, progress: bool = True) -> Path:
-    """The local path of released weights: ``OFFPRINT_WEIGHTS``, then the cache, then the network.
+def find(model: str, tag: bool | str = True) -> Path | None:
+    """The file of a release on this machine, unchecked: in its :func:`places`, or in the hub's own cache."""
+    tag = entry(model).tag(tag)
+    for path in places(model, tag):
+        if path.is_file():
+            return path
+    url = entry(model).weights[tag].url
+    if url.startswith("hf:"):
+        from huggingface_hub import try_to_load_from_cache
+
+        owner, repository, file = url[3:].split("/", 2)
+        cached = try_to_load_from_cache(f"{owner}/{repository}", file)
+        return Path(cached) if isinstance(cached, str) else None
+    return None
+
+
+def local_copy(name: str) -> Path | None:
+    """The file of the one release whose file has this name, if it is on this machine; ``None`` too where several have it."""
+    owners = [(e.name, t, w) for e in entries().values() for t, w in e.weights.items() if filename(e.name, w) == name]
+    if not owners or len({w.url for *_, w in owners}) > 1:
+        return None
+    return next((path for model, tag, _ in owners if (path := find(model, tag))), None)
+
+
+def fetch(model: str, tag: bool | str = True, progress: bool = True) -> Path:
+    """The local path of a model's released weights: found (:func:`find`), or fetched into the cache; checked.
 
     Args:
-        weights: what to fetch.
+        model, tag: as in :func:`offprint.create_model`.
         progress: show a progress bar.
 
     Raises:
         CheckpointError: the network is not there (the message says where to put the file by hand), or the digest differs.
     """
-    filename = weights.url.rsplit("/", 1)[-1]
-    found = local_copy(filename)
+    tag = entry(model).tag(tag)
+    weights = entry(model).weights[tag]
+    found = find(model, tag)
     if found is not None:
         verify(found, weights.sha256)
         return found
-    target = cache_dir() / filename
+    target = places(model, tag)[-1]
     by_hand = (
-        f"put the file {filename} into a folder and set OFFPRINT_WEIGHTS to it, or into {target.parent}, "
+        f"fetch it elsewhere and put it at {target}, or at {model}/{tag}/{target.name} in a folder that OFFPRINT_WEIGHTS names, "
         "or pass checkpoint_path="
     )
     if weights.url.startswith("hf:"):
+        import httpx
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HfHubHTTPError
 
         owner, repository, file = weights.url[3:].split("/", 2)
         try:
             path = Path(hf_hub_download(f"{owner}/{repository}", file))
-        except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
             raise CheckpointError(
                 f"could not fetch {file} of {owner}/{repository} from the Hugging Face hub ({type(error).__name__}); {by_hand}"
             ) from error
@@ -82,7 +131,7 @@ def fetch(weights: Weights, progress: bool = True) -> Path:
         return path
     import torch
 
-    part = target.with_name(f".{filename}.{os.getpid()}.part")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(weights.url, str(part), progress=progress)

@@ -11,29 +11,48 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from offprint.errors import OffprintError, unknown
+from offprint.errors import CheckpointError, OffprintError, unknown
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bicubic", "crop_pct": 0.875}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a released checkpoint lives.
+    """A released checkpoint: where it lives, whose it is, how it is read, and what its publisher says of it.
 
-    ``url`` is an address, or ``hf:OWNER/REPO/FILE`` for a file on the Hugging Face hub (which states each file's
-    SHA-256 itself). ``sha256`` may be a prefix of the digest; ``metrics`` are the authors' figures for these weights.
+    Args:
+        url: an address, or ``hf:OWNER/REPO/FILE`` for a file on the Hugging Face hub.
+        publisher: who released this file (``"authors"``, ``"timm"``, ``"torchvision"``, ...).
+        dialect: whose tensor names it holds: the ``native`` name of the model's class, or one of its dialects.
+        licence: what its publisher grants, ``"none stated"`` where that is nothing.
+        sha256: the digest, or the prefix of it that the publisher puts into the file's name; empty where none is stated.
+        num_classes: outputs of the classifier, 0 where the file is used without one; ``None`` is the model's own number.
+        input_size: (C, H, W) or (C, D, H, W) at which the publisher evaluates; ``None`` is the model's own.
+        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct`` and ``crop_mode`` (``"center"``, or ``"squash"`` for a
+            picture warped to the square) as its publisher evaluates; ``None`` is the model's own.
+        metrics: data id → metric → value, as stated by the publisher, digit for digit; accuracies, mIoU and Dice in %.
+        metrics_source: where the publisher states them.
+        class_map: name of the order of the model's outputs where they are not ImageNet-1K's 1000 in the usual one.
+        average: ``"ema"`` or ``"raw"`` where the file holds both, or the publisher says which it evaluates.
     """
 
     url: str
+    publisher: str
+    dialect: str
+    licence: str
     sha256: str = ""
-    licence: str = ""
-    metrics: Mapping[str, float] = field(default_factory=dict)
     num_classes: int | None = None
+    input_size: tuple[int, ...] | None = None
+    preprocessing: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    metrics_source: str = ""
+    class_map: str = ""
+    average: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,27 @@ class Entry:
 
     def __call__(self, **kwargs) -> nn.Module:
         return self.build(**{**self.kwargs, **kwargs})
+
+    def tag(self, wanted: bool | str = True) -> str:
+        """The tag that ``pretrained=wanted`` means: the first one, or the one of this name."""
+        if not self.weights:
+            raise OffprintError(
+                f"{self.name} has no released weights; pass checkpoint_path= for a file of your own. "
+                f"Models with released weights: {', '.join(list_models(pretrained=True))}"
+            )
+        tag = next(iter(self.weights)) if wanted is True else str(wanted)
+        if tag not in self.weights:
+            raise unknown(f"weights of {self.name}", tag, self.weights)
+        return tag
+
+    def release(self, wanted: bool | str = True) -> Weights:
+        """The released checkpoint of this tag, with the model's own input and preprocessing where it has none."""
+        chosen = self.weights[self.tag(wanted)]
+        return replace(
+            chosen,
+            input_size=chosen.input_size or self.input_size,
+            preprocessing=self.preprocessing if chosen.preprocessing is None else chosen.preprocessing,
+        )
 
 
 _entries: dict[str, Entry] = {}
@@ -87,6 +127,9 @@ def register(
         recipe: the paper's training recipe as fields of its task's recipe (see :class:`offprint.tasks.recipe.Recipe`).
         recipes: exceptions to ``recipe`` by model name.
     """
+    for name in weights or {}:
+        if name not in variants:
+            raise unknown(f"model of {paper} with weights", name, variants)
     for name, kwargs in variants.items():
         if name in _entries and _entries[name].build is not build:
             raise OffprintError(f"two papers register the model {name!r}: {_entries[name].paper} and {paper}")
@@ -152,6 +195,17 @@ def list_models(
     )
 
 
+def _of_another(spec: Entry, tag: str, found: str, path: object) -> str:
+    """What to say of a file whose names are not those of the release that was asked for."""
+    chosen = spec.weights[tag]
+    others = [t for t, w in spec.weights.items() if w.dialect == found]
+    use = f"use pretrained={' or '.join(map(repr, others))}" if others else f"pass it as checkpoint_path={str(path)!r}"
+    return (
+        f"{path} holds weights in {found} names, but {tag!r} of {spec.name} is the release of {chosen.publisher}, in "
+        f"{chosen.dialect} names; {use}, or put the file from {chosen.url} in its place"
+    )
+
+
 def create_model(
     name: str,
     pretrained: bool | str = False,
@@ -166,11 +220,12 @@ def create_model(
 
     Args:
         name: a name from :func:`list_models`.
-        pretrained: load the released weights (``True``: the first, or the tag of one).
-        num_classes: outputs of the classifier; ``None`` keeps the model's own number, ``0`` drops the classifier. A
-            released classifier of another size is dropped, since asking for the size is asking for that.
-        in_chans: input channels; ``None`` is the model's own number, 3 for a model of photographs. Weights of a checkpoint
-            with another number are adapted.
+        pretrained: load the released weights (``True``: the first, or the tag of one). Which they are stands in the model's
+            ``spec["weights"]``, what their publisher says of them in ``entry(name).release(tag)``.
+        num_classes: outputs of the classifier; ``None`` keeps the number of the released weights or the model's own, ``0``
+            drops the classifier. A released classifier of another size is dropped, since asking for the size is asking for that.
+        in_chans: input channels; ``None`` is the number of the released weights or the model's own, 3 for a model of
+            photographs. Weights of a checkpoint with another number are adapted.
         features_only: return a list of feature maps instead of logits (backbones).
         out_indices: which maps (0 is the finest); default all. Only with ``features_only``.
         checkpoint_path: weight file in any dialect the model knows.
@@ -183,19 +238,11 @@ def create_model(
     from offprint.models import checkpoint, hub
 
     spec = entry(name)
-    chosen = None
+    tag, chosen = "", None
     if pretrained:
         if checkpoint_path is not None:
             raise OffprintError("pretrained and checkpoint_path were both given; choose one source of weights")
-        if not spec.weights:
-            having = list_models(pretrained=True)
-            raise OffprintError(
-                f"{name} has no released weights; pass checkpoint_path= for a file of your own. "
-                f"Models with released weights: {', '.join(having)}"
-            )
-        tag = next(iter(spec.weights)) if pretrained is True else pretrained
-        if tag not in spec.weights:
-            raise unknown(f"weights of {name}", tag, spec.weights)
+        tag = spec.tag(pretrained)
         chosen = spec.weights[tag]
     arguments = {**spec.kwargs, **kwargs}
     if num_classes is not None:
@@ -203,6 +250,8 @@ def create_model(
     elif chosen is not None and chosen.num_classes is not None:
         arguments["num_classes"] = chosen.num_classes
     takes = inspect.signature(spec.build).parameters
+    if in_chans is None and chosen is not None and chosen.input_size is not None and "in_chans" in takes:
+        arguments.setdefault("in_chans", chosen.input_size[0])
     if in_chans is not None and "in_chans" in takes:
         arguments["in_chans"] = in_chans
     elif in_chans not in (None, 3):
@@ -226,9 +275,13 @@ def create_model(
         "features_only": features_only,
         "out_indices": tuple(out_indices) if out_indices is not None else None,
         "kwargs": {k: v for k, v in arguments.items() if spec.kwargs.get(k, ...) != v},
+        "weights": tag,
     }
     if chosen is not None:
-        checkpoint.load_weights(model, hub.fetch(chosen), drop_head=num_classes is not None)
+        path = hub.fetch(name, tag)
+        report = checkpoint.load_weights(model, path, drop_head=num_classes is not None, dialect=chosen.dialect)
+        if report.dialect != chosen.dialect:
+            raise CheckpointError(_of_another(spec, tag, report.dialect, path))
     elif checkpoint_path is not None:
         checkpoint.load_weights(model, checkpoint_path)
     return model

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import Weights, register
+from offprint.models.registry import IMAGENET, Weights, register
+from offprint.models.released import SQUASH, timm, top, torchvision
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
 
 
@@ -342,25 +343,83 @@ ISOTROPIC = {
 }
 
 
-def _address(name: str, **metrics: float) -> Weights:
-    classes = 21841 if "22k" in name and "1k" not in name else None
-    return Weights(f"https://dl.fbaipublicfiles.com/convnext/{name}.pth", "", "MIT", metrics, classes)
+def _authors(
+    file: str, one: float | None = None, five: float | None = None, *, size: int = 224, classes: int | None = None
+) -> Weights:
+    """A checkpoint of the authors: its file, their figures, the side of the picture, and the classes of an ImageNet-22K head."""
+    return Weights(
+        f"https://dl.fbaipublicfiles.com/convnext/{file}.pth", "authors", "authors", "MIT", num_classes=classes,
+        input_size=(3, size, size), preprocessing=SQUASH if size == 384 else None, metrics=top(one, five),
+        metrics_source="facebookresearch/ConvNeXt@048efce README" if one else "", class_map="imagenet-22k" if classes else "",
+        average="ema" if file.endswith("_ema") else "",
+    )  # fmt: skip
 
 
-WEIGHTS = {
-    f"convnext_{size}": {
-        **({"in1k": _address(f"convnext_{size}_1k_224_ema", top1=one)} if one else {}),
-        "in22k_ft_in1k": _address(f"convnext_{size}_22k_1k_224", top1=two),
-        "in22k": _address(f"convnext_{size}_22k_224"),
-    }
-    for size, one, two in (
-        ("tiny", 82.1, 82.9),
-        ("small", 83.1, 84.6),
-        ("base", 83.8, 85.8),
-        ("large", 84.3, 86.6),
-        ("xlarge", None, 87.0),
-    )
+# size: top-1 (and top-5) of the authors' files: trained at 224, tuned at 384, from ImageNet-22K at 224, and at 384
+_AUTHORS: dict[str, tuple[tuple[float, ...], ...]] = {
+    "tiny": ((82.1,), (), (82.9,), (84.1,)),
+    "small": ((83.1,), (), (84.6,), (85.8,)),
+    "base": ((83.8,), (85.1,), (85.820, 97.868), (86.8,)),
+    "large": ((84.3,), (85.5,), (86.6,), (87.5,)),
+    "xlarge": ((), (), (87.0,), (87.8,)),
 }
+_TIMM = {  # size: top-1 and top-5 of timm's copies fb_in1k (at 288), fb_in22k_ft_in1k (at 288), fb_in22k_ft_in1k_384
+    "tiny": ((82.698, 96.144), (78.898, 94.674), (84.088, 97.144)),
+    "small": ((83.700, 96.808), (85.262, 97.682), (85.778, 97.890)),
+    "base": ((84.428, 96.968), (86.274, 98.092), (86.796, 98.264)),
+    "large": ((84.846, 97.214), (87.026, 98.204), (87.472, 98.386)),
+    "xlarge": ((), (87.330, 98.328), (87.752, 98.556)),
+}
+_IN12K = {"tiny": ((84.450, 97.340), (85.122, 97.606)), "small": ((85.330, 97.546), (86.182, 97.922))}  # at 288 and 384
+_TORCHVISION = {  # size: file, side of the resized picture, top-1, top-5
+    "tiny": ("convnext_tiny-983f1562", 236, 82.520, 96.146),
+    "small": ("convnext_small-0c510722", 230, 83.616, 96.650),
+    "base": ("convnext_base-6075fbad", 232, 84.062, 96.870),
+    "large": ("convnext_large-ea097f82", 232, 84.414, 96.976),
+}
+_CLIP = {**IMAGENET, "mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
+_FROM_CLIP = {  # timm's ConvNeXt-B from image-text pre-training: side, top-1, top-5
+    "clip_laion2b_augreg_ft_in1k": (256, 86.158, 97.680),
+    "clip_laion2b_augreg_ft_in12k_in1k": (256, 86.370, 97.984),
+    "clip_laion2b_augreg_ft_in12k_in1k_384": (384, 87.134, 98.222),
+    "clip_laiona_augreg_ft_in1k_384": (384, 86.502, 97.968),
+}
+
+
+def _released(size: str) -> dict[str, Weights]:
+    name, big = f"convnext_{size}", "_ema" if size == "xlarge" else ""
+    plain, fine, from22k, from22k_fine = _AUTHORS[size]
+    found = {"in1k": _authors(f"{name}_1k_224_ema", *plain)} if plain else {}
+    found |= {"in1k_384": _authors(f"{name}_1k_384", *fine, size=384)} if fine else {}
+    found |= {
+        "in22k_ft_in1k": _authors(f"{name}_22k_1k_224{big}", *from22k),
+        "in22k_ft_in1k_384": _authors(f"{name}_22k_1k_384{big}", *from22k_fine, size=384),
+        "in22k": _authors(f"{name}_22k_224", classes=21841),
+    }
+    plain, from22k, from22k_fine = _TIMM[size]
+    found |= {"timm_fb_in1k": timm(f"{name}.fb_in1k", 288, *plain, crop=1.0)} if plain else {}
+    found |= {
+        "timm_fb_in22k_ft_in1k": timm(f"{name}.fb_in22k_ft_in1k", 288, *from22k, crop=1.0),
+        "timm_fb_in22k_ft_in1k_384": timm(f"{name}.fb_in22k_ft_in1k_384", 384, *from22k_fine, crop=1.0, mode="squash"),
+        "timm_fb_in22k": timm(f"{name}.fb_in22k", 224, num_classes=21841, class_map="imagenet-22k"),
+    }
+    if size in _IN12K:
+        at288, at384 = _IN12K[size]
+        found |= {
+            "timm_in12k_ft_in1k": timm(f"{name}.in12k_ft_in1k", 288, *at288, crop=1.0),
+            "timm_in12k_ft_in1k_384": timm(f"{name}.in12k_ft_in1k_384", 384, *at384, crop=1.0, mode="squash"),
+            "timm_in12k": timm(f"{name}.in12k", 224, crop=0.95, num_classes=11821, class_map="imagenet-12k"),
+        }
+    for tag, (side, one, five) in _FROM_CLIP.items() if size == "base" else ():
+        mode = "squash" if tag.endswith("in12k_in1k_384") else "center"
+        found[f"timm_{tag}"] = timm(f"{name}.{tag}", side, one, five, crop=1.0, mode=mode, preprocessing=_CLIP)
+    if size in _TORCHVISION:
+        file, resize, one, five = _TORCHVISION[size]
+        found["torchvision_v1"] = torchvision(file, 224, resize, one, five, "bilinear")
+    return found
+
+
+WEIGHTS = {f"convnext_{size}": _released(size) for size in _SIZES}
 RECIPE = {  # appendix A.1
     "optimizer": "adamw",
     "lr": 4e-3,
@@ -392,8 +451,8 @@ register(
     build=ConvNeXtIsotropic,
     variants=ISOTROPIC,
     weights={
-        f"convnext_isotropic_{size}": {"in1k": _address(f"convnext_iso_{size}_1k_224_ema", top1=top)}
-        for size, top in (("small", 78.7), ("base", 82.0), ("large", 82.6))
+        f"convnext_isotropic_{size}": {"in1k": _authors(f"convnext_iso_{size}_1k_224_ema", one)}
+        for size, one in (("small", 78.7), ("base", 82.0), ("large", 82.6))
     },
     recipe={**RECIPE, "warmup_epochs": 50},
     recipes={

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import register
+from offprint.models.registry import Weights, register
+from offprint.models.released import timm, top
 from offprint.nn import SqueezeExcite, make_divisible
 
 KERNEL = 5  # of the horizontal and the vertical convolution of the gate
@@ -281,4 +282,19 @@ RECIPE = {
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
 }
-register(paper="ghostnet-v2", kind="backbone", build=GhostNetV2, variants=VARIANTS, recipe=RECIPE)
+_RELEASE = "https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/GhostNetV2"
+WEIGHTS = {  # the authors' text states the figure of width 1 only
+    f"ghostnetv2_{percent}": {
+        "in1k": Weights(
+            f"{_RELEASE}/ck_ghostnetv2_{percent // 10}.pth.tar",
+            "authors",
+            "authors",
+            "Apache-2.0",
+            metrics=top(one),
+            metrics_source="huawei-noah/Efficient-AI-Backbones@67a6b11 ghostnetv2_pytorch/README.md" if one else "",
+        ),
+        "timm_in1k": timm(f"ghostnetv2_{percent}.in1k", 224, dialect="authors"),  # the authors' tensor names
+    }
+    for percent, one in ((100, 75.3), (130, None), (160, None))
+}
+register(paper="ghostnet-v2", kind="backbone", build=GhostNetV2, variants=VARIANTS, weights=WEIGHTS, recipe=RECIPE)

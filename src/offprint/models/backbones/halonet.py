@@ -27,6 +27,7 @@ from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import register
+from offprint.models.released import timm
 from offprint.nn import DropPath, Pointwise, SqueezeExcite, drop_path_rates, make_divisible
 
 
@@ -479,11 +480,18 @@ RECIPE = {  # approximate
     "drop_path_rate": 0.2,
     "ema_decay": 0.9999,
 }
+WEIGHTS = {  # nothing was released for the paper's own networks
+    "halonet26t": {"timm_a1h_in1k": timm("halonet26t.a1h_in1k", 256, 79.106, 94.306, crop=0.95)},
+    "halonet50ts": {"timm_a1h_in1k": timm("halonet50ts.a1h_in1k", 256, 81.660, 95.610, crop=0.94)},
+    "sehalonet33ts": {"timm_ra2_in1k": timm("sehalonet33ts.ra2_in1k", 256, 80.956, 95.276, crop=0.94)},
+    "halo2botnet50ts_256": {"timm_a1h_in1k": timm("halo2botnet50ts_256.a1h_in1k", 256, 82.062, 95.634, crop=0.95)},
+}
 register(
     paper="halonet",
     kind="backbone",
     build=HaloNet,
     variants={**VARIANTS, **HYBRIDS},
+    weights=WEIGHTS,
     input_size=(3, 256, 256),
     input_sizes={name: (3, row[5], row[5]) for name, row in _FAMILY.items()},
     recipe=RECIPE,

@@ -20,6 +20,7 @@ convolution. LayerNorms have eps 1e-6. Parameter names are those of the authors'
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbones.convnext import ConvNeXtFrame
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import register
+from offprint.models.registry import Weights, register
+from offprint.models.released import hashed, top
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, Pointwise, drop_path_rates
 from offprint.nn.precision import wide
 
@@ -432,12 +434,44 @@ _FINE = {  # at 384, from ImageNet-22K
     "epochs": 30, "warmup_epochs": 0, "lr": 5e-5, "reference_batch": 512, "weight_decay": 1e-8, "mixup": 0.0, "cutmix": 0.0,
     "clip_grad": 1.0, "drop_path_rate": 0.4,
 }  # fmt: skip
+# the authors' shares, their top-1, mmpretrain's copies with its top-1 and top-5
+_RELEASED: dict[str, tuple] = {
+    "tiny_7x7": ("762f05c3c8cd4743b534", 82.8, "tiny_3rdparty_in1k_20220915-0e8eedff", 82.84, 96.24),
+    "tiny_gf": ("395dd6c443ed4a339739", 83.0, "tiny-gf_3rdparty_in1k_20220915-4c35a66b", 82.98, 96.38),
+    "small_7x7": ("9d7043023da14e4b8b2e", 84.0, "small_3rdparty_in1k_20220915-5935f60f", 83.79, 96.75),
+    "small_gf": ("19eef725b2e64692b8b0", 84.2, "small-gf_3rdparty_in1k_20220915-649ca492", 83.98, 96.77),
+    "base_7x7": ("836ab04898c646c389ce", 84.3, "base_3rdparty_in1k_20220915-a06176bb", 84.24, 96.94),
+    "base_gf": ("60f706e36f6b4098a1f9", 84.5, "base-gf_3rdparty_in1k_20220915-82c06fa7", 84.32, 96.95),
+}
+_IN22K = {  # the width of these classifiers is not stated, so that they are left out
+    "large_7x7": "4de41e26cb254c28a61a",
+    "large_gf": "8679b6acf63c41e285d9",
+    "large_gf_img384": "f36957d46eef47da9c25",
+}
+
+
+def _authors(share: str, one: float | None = None, **more: Any) -> Weights:
+    return Weights(f"https://cloud.tsinghua.edu.cn/f/{share}/?dl=1", "authors", "authors", "MIT", metrics=top(one),
+                   metrics_source="raoyongming/HorNet@05bb97f README" if one else "", **more)  # fmt: skip
+
+
+def _mmpretrain(file: str, one: float, five: float) -> Weights:
+    url = f"https://download.openmmlab.com/mmclassification/v0/hornet/hornet-{file}.pth"
+    return Weights(url, "mmpretrain", "mmpretrain", "Apache-2.0", hashed(url), metrics=top(one, five),
+                   metrics_source="open-mmlab/mmpretrain@120497c configs/hornet/metafile.yml")  # fmt: skip
+
+
+WEIGHTS = {
+    f"hornet_{kind}": {"in1k": _authors(share, one), "mmpretrain_in1k": _mmpretrain(*copy)}
+    for kind, (share, one, *copy) in _RELEASED.items()
+} | {f"hornet_{kind}": {"in22k": _authors(share, num_classes=0)} for kind, share in _IN22K.items()}
 _AUGMENT = {"small_gf": "rand-m12-mstd0.5-inc1", "base_gf": "rand-m15-mstd0.5-inc1"}
 register(
     paper="hornet",
     kind="backbone",
     build=HorNet,
     variants=VARIANTS,
+    weights=WEIGHTS,
     input_sizes={name: (3, 384, 384) for name in VARIANTS if name.endswith("img384")},
     recipe=RECIPE,
     recipes={

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import IMAGENET, register
+from offprint.models.registry import IMAGENET, Weights, register
+from offprint.models.released import hashed, top
 from offprint.nn.instance_batch import IBN, InstanceNorm2d, ibn
 
 __all__ = ["IBN", "DenseNet", "ResNet", "ibn"]
@@ -349,6 +350,34 @@ RECIPE = {
     "decay_epochs": 30,
     "warmup_epochs": 0,
 }
+# the authors' files, and the errors (top-1, top-5, %) that their table states beside them; none for variant b
+_RELEASED: dict[str, tuple[float, ...]] = {
+    "resnet18_ibn_a-2f571257": (29.17, 10.24),
+    "resnet34_ibn_a-94bc1577": (25.78, 8.19),
+    "resnet50_ibn_a-d9d0bb7b": (
+        22.54,
+        6.32,
+    ),  # 22.76, 6.41 in the README of 2018, which gave the above to a slower network
+    "resnet101_ibn_a-59ea0ac6": (21.39, 5.59),  # 21.29, 5.61 likewise
+    "resnet18_ibn_b-bc2f3c11": (),
+    "resnet34_ibn_b-04134c37": (),
+    "resnet50_ibn_b-9ca61e85": (),
+    "resnet101_ibn_b-c55f6dba": (),
+    "resnext101_ibn_a-6ace051d": (20.88, 5.42),
+    "se_resnet101_ibn_a-fabed4e2": (21.25, 5.51),
+    "densenet121_ibn_a-e4af5cc1": (24.47, 7.25),
+    "densenet169_ibn_a-9f32c161": (23.25, 6.51),
+}
+
+
+def _released(file: str, errors: tuple[float, ...]) -> Weights:
+    url = f"https://github.com/XingangPan/IBN-Net/releases/download/v1.0/{file}.pth"
+    source = "XingangPan/IBN-Net@d167338 README, as errors" if errors else ""
+    return Weights(url, "authors", "authors", "MIT", hashed(url), metrics_source=source,
+                   metrics=top(*(round(100 - e, 2) for e in errors)) if errors else {})  # fmt: skip
+
+
+WEIGHTS = {file.split("-")[0]: {"in1k": _released(file, errors)} for file, errors in _RELEASED.items()}
 for _build, _variants in ((ResNet, RESNETS), (DenseNet, DENSENETS)):
     register(
         paper="ibn-net",
@@ -356,5 +385,6 @@ for _build, _variants in ((ResNet, RESNETS), (DenseNet, DENSENETS)):
         build=_build,
         variants=_variants,
         preprocessing={**IMAGENET, "interpolation": "bilinear"},
+        weights={name: released for name, released in WEIGHTS.items() if name in _variants},
         recipe=RECIPE,
     )

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import register
+from offprint.models.registry import Weights, register
+from offprint.models.released import cadene, timm
 
 Kernel = int | tuple[int, int]
 Unit = tuple  # (channels, kernel), (channels, kernel, stride) without padding, "max" or "avg"
@@ -517,6 +518,47 @@ RECIPE = {  # Sec. 4: 20 replicas; the rate is one replica's
     "ema_decay": 0.9999,
 }
 _PREPROCESSING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
+_BACKGROUND = {"num_classes": 1001, "class_map": "background-first"}
+_HALF = {**_PREPROCESSING, "crop_mode": "center"}
+_FACES = {
+    "mean": (0.5,) * 3,
+    "std": (128 / 255,) * 3,
+    "interpolation": "bilinear",
+    "crop_pct": 1.0,
+}  # (x - 127.5) / 128
+
+
+def _facenet(file: str, accuracy: float) -> Weights:
+    return Weights(
+        f"https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/{file}.pt", "facenet-pytorch", "facenet", "MIT",
+        preprocessing=_FACES, metrics={"lfw": {"accuracy": accuracy}}, metrics_source="timesler/facenet-pytorch README",
+    )  # fmt: skip
+
+
+WEIGHTS = {  # the authors' own are TensorFlow's; timm and pretrained-models.pytorch ported them, facenet-pytorch facenet's
+    "inception_v4": {
+        "timm_tf_in1k": timm(
+            "inception_v4.tf_in1k",
+            299,
+            80.156,
+            94.968,
+            dialect="cadene",
+            preprocessing=_HALF,  # the same tensor names
+        ),
+        "cadene_in1k": cadene("inceptionv4-8e4777a0", 299, 341, 80.062, 94.926, **_BACKGROUND),
+    },
+    "inception_resnet_v2": {
+        "timm_tf_in1k": timm("inception_resnet_v2.tf_in1k", 299, 80.462, 95.308, crop=0.8975, preprocessing=_HALF),
+        "timm_tf_ens_adv_in1k": timm(
+            "inception_resnet_v2.tf_ens_adv_in1k", 299, 79.978, 94.946, crop=0.8975, preprocessing=_HALF
+        ),
+        "cadene_in1k": cadene("inceptionresnetv2-520b38e4", 299, 341, 80.170, 95.234, **_BACKGROUND),
+    },
+    "inception_resnet_v1_facenet": {
+        "vggface2": _facenet("20180402-114759-vggface2", 99.65),
+        "casia_webface": _facenet("20180408-102900-casia-webface", 99.05),
+    },
+}
 for _build, _variants, _crop in ((InceptionV4, {"inception_v4": {}}, 0.875), (InceptionResNet, VARIANTS, 0.8975)):
     register(
         paper="inception-v4",
@@ -526,6 +568,7 @@ for _build, _variants, _crop in ((InceptionV4, {"inception_v4": {}}, 0.875), (In
         input_size=(3, 299, 299),
         input_sizes={"inception_resnet_v1_facenet": (3, 160, 160)},
         preprocessing={**_PREPROCESSING, "crop_pct": _crop},
+        weights={name: released for name, released in WEIGHTS.items() if name in _variants},
         recipe=RECIPE,
         recipes={"inception_resnet_v1_facenet": {"drop_rate": 0.6}},
     )

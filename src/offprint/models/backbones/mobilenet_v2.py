@@ -25,6 +25,7 @@ from offprint.errors import CheckpointError, OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import IMAGENET, register
+from offprint.models.released import timm, torchvision
 from offprint.nn import make_divisible
 
 # expansion t, channels c, repeats n, stride s of the first (Table 2)
@@ -312,11 +313,21 @@ RECIPE = {  # Sec. 6.1: 16 asynchronous workers of 96 images; here 0.045 belongs
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
 }
+WEIGHTS = {  # the authors' own are TensorFlow's; these are trained anew
+    "mobilenetv2_050": {"timm_lamb_in1k": timm("mobilenetv2_050.lamb_in1k", 224, 65.950, 86.088)},
+    "mobilenetv2_100": {
+        "torchvision_v2": torchvision("mobilenet_v2-7ebf99e0", 224, 232, 72.154, 90.822, "bilinear"),
+        "torchvision_v1": torchvision("mobilenet_v2-b0353104", 224, 256, 71.878, 90.286, "bilinear"),
+        "timm_ra_in1k": timm("mobilenetv2_100.ra_in1k", 224, 72.976, 91.010),
+    },
+    "mobilenetv2_140": {"timm_ra_in1k": timm("mobilenetv2_140.ra_in1k", 224, 76.520, 92.986)},
+}
 register(
     paper="mobilenet-v2",
     kind="backbone",
     build=MobileNetV2,
     variants=VARIANTS,
     preprocessing={**IMAGENET, "interpolation": "bilinear"},
+    weights=WEIGHTS,
     recipe=RECIPE,
 )

@@ -30,6 +30,7 @@ from offprint.models.backbone import Backbone
 from offprint.models.backbones._nasnet_genotype import COMBINATIONS, GENOTYPES, OPERATIONS, CellTable, Genotype
 from offprint.models.backbones._nasnet_names import DIALECTS
 from offprint.models.registry import register
+from offprint.models.released import cadene, timm
 from offprint.nn.precision import wide_dtype
 
 __all__ = [
@@ -598,11 +599,22 @@ _IMAGENET = {  # the README's training commands; the rate is one replica's
     "drop_path_rate": 0.3,
     "ema_decay": 0.9999,
 }
+WEIGHTS = {  # the authors' own are TensorFlow's
+    "nasnet_a_large": {
+        "cadene_in1k": cadene("nasnetalarge-a1897284", 331, 354, 82.566, 96.086),
+        # tensor names as Cadene's; timm counts the padding in four average pools, TensorFlow and we do not
+        "timm_tf_in1k": timm(
+            "nasnetalarge.tf_in1k", 331, 82.626, 96.042, crop=0.911, dialect="cadene", preprocessing=_HALF
+        ),
+    },
+    "nasnet_a_mobile": {"cadene_in1k": cadene("nasnetamobile-7e03cead", 224, 256, 74.080, 91.740)},
+}
 register(
     paper="nasnet",
     kind="backbone",
     build=NASNet,
     variants=VARIANTS,
+    weights=WEIGHTS,
     input_size=(3, 299, 299),
     input_sizes={"nasnet_a_mobile": (3, 224, 224), "nasnet_a_large": (3, 331, 331)},
     preprocessing={**_HALF, "crop_pct": 0.875},

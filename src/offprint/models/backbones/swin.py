@@ -16,7 +16,7 @@ Every LayerNorm has eps 1e-5; the classifier normalises before pooling. Paramete
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import register
+from offprint.models.registry import Weights, register
+from offprint.models.released import SQUASH, timm, top, torchvision
 from offprint.nn import DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
 from offprint.nn.positions import resample_table, resize_positions
 from offprint.nn.windows import Windows, attend, gather_bias, join, split, windows
@@ -498,7 +499,76 @@ def drop_paths(variants: dict[str, dict]) -> dict[str, dict]:
     return {name: {"drop_path_rate": rate} for name in variants for size, rate in DROP_PATH.items() if size in name}
 
 
+def released(
+    file: str, release: str, size: int, one: float | None = None, five: float | None = None, **more: Any
+) -> Weights:
+    """A checkpoint of the authors' storage: file, release, side of the picture, and their top-1 and top-5."""
+    return Weights(
+        f"https://github.com/SwinTransformer/storage/releases/download/{release}/{file}.pth", "authors", "authors", "MIT",
+        input_size=(3, size, size), preprocessing=SQUASH if size == 384 else None, metrics=top(one, five),
+        metrics_source="microsoft/Swin-Transformer@2cb103f MODELHUB.md" if one else "", **more,
+    )  # fmt: skip
+
+
+IN22K = {"num_classes": 21841, "class_map": "imagenet-22k-ms"}
+_NEW = ("v1.0.8", "_22kto1k_finetune")  # release of the files from ImageNet-22K, and how the tuned one ends
+_OLD = ("v1.0.0", "_22kto1k")
+# model: side, release and ending; top-1 and top-5 from ImageNet-1K and 22K by the authors, then by timm; torchvision's file,
+# side of the resized picture, top-1 and top-5
+_RELEASED: dict[str, tuple] = {
+    "swin_tiny_patch4_window7_224": (224, _NEW, (81.2, 95.5), (80.9, 96.0), (81.376, 95.544), (80.968, 96.014),
+                                     ("swin_t-704ceda3", 232, 81.474, 95.776)),
+    "swin_small_patch4_window7_224": (224, _NEW, (83.2, 96.2), (83.2, 97.0), (83.208, 96.316), (83.298, 96.964),
+                                      ("swin_s-5e29d889", 246, 83.196, 96.360)),
+    "swin_base_patch4_window7_224": (224, _OLD, (83.5, 96.5), (85.2, 97.5), (83.606, 96.452), (85.272, 97.564),
+                                     ("swin_b-68c6b09e", 238, 83.582, 96.640)),
+    "swin_base_patch4_window12_384": (384, _OLD, (84.5, 97.0), (86.4, 98.0), (84.476, 96.892), (86.438, 98.066), ()),
+    "swin_large_patch4_window7_224": (224, _OLD, (), (86.3, 97.9), (), (86.312, 97.902), ()),
+    "swin_large_patch4_window12_384": (384, _OLD, (), (87.3, 98.2), (), (87.132, 98.234), ()),
+}  # fmt: skip
+
+
+def _all(name: str) -> dict[str, Weights]:
+    side, (release, ending), plain, from22k, timm_plain, timm_from22k, other = _RELEASED[name]
+    crop = {"crop": 0.9 if side == 224 else 1.0, "licence": "MIT"}
+    found = {"in1k": released(name, "v1.0.0", side, *plain)} if plain else {}
+    found |= {
+        "in22k_ft_in1k": released(name + ending, release, side, *from22k),
+        "in22k": released(f"{name}_22k", release, side, **IN22K),
+    }
+    found |= {"timm_ms_in1k": timm(f"{name}.ms_in1k", side, *timm_plain, **crop)} if timm_plain else {}
+    found |= {
+        "timm_ms_in22k_ft_in1k": timm(f"{name}.ms_in22k_ft_in1k", side, *timm_from22k, **crop),
+        "timm_ms_in22k": timm(f"{name}.ms_in22k", side, **crop, **IN22K),
+    }
+    return found | ({"torchvision_v1": torchvision(other[0], 224, *other[1:])} if other else {})
+
+
+def with_short_names(weights: dict[str, dict[str, Weights]], short: dict[str, str]) -> dict[str, dict[str, Weights]]:
+    """The table with the short names' rows, which are those of the long names they stand for."""
+    return weights | {name: weights[long] for name, long in short.items()}
+
+
+WEIGHTS = {name: _all(name) for name in _RELEASED}
+WEIGHTS["swin_tiny_c24_patch4_window8_256"] = {
+    "in1k": released("swin_tiny_c24_patch4_window8_256", "v1.0.5", 256, 81.6, 95.7)
+}
+WEIGHTS = with_short_names(
+    WEIGHTS,
+    {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in SIZES}
+    | {"swin_tiny_c24": "swin_tiny_c24_patch4_window8_256"},
+)
+_MLP_FIGURES = {
+    "swin_mlp_tiny_c24": ("_patch4_window8_256", 79.4, 94.6),
+    "swin_mlp_tiny_c12": ("_patch4_window8_256", 79.6, 94.7),
+    "swin_mlp_tiny_c6": ("_patch4_window8_256", 79.7, 94.9),
+    "swin_mlp_base": ("_patch4_window7_224", 81.3, 95.3),
+}
+MLP_WEIGHTS = with_short_names(
+    {n + end: {"in1k": released(n + end, "v1.0.5", int(end[-3:]), *row)} for n, (end, *row) in _MLP_FIGURES.items()},
+    {name: name + end for name, (end, *_) in _MLP_FIGURES.items()},
+)
 register(paper="swin", kind="backbone", build=SwinTransformer, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
-         recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
+         weights=WEIGHTS, recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
 register(paper="swin", kind="backbone", build=SwinMLP, variants=MLPS, input_sizes=input_sizes(MLPS),
-         recipe=RECIPE, recipes=drop_paths(MLPS))  # fmt: skip
+         weights=MLP_WEIGHTS, recipe=RECIPE, recipes=drop_paths(MLPS))  # fmt: skip

@@ -22,6 +22,7 @@ Every LayerNorm has eps 1e-5. Parameter names are those of the authors' code.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError
 from offprint.models.backbones.swin import (
     BUFFERS,
+    IN22K,
     RECIPE,
     SIZES,
     TIMM,
@@ -40,9 +42,12 @@ from offprint.models.backbones.swin import (
     SwinTransformer,
     drop_paths,
     input_sizes,
+    released,
+    with_short_names,
 )
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import create_model, register
+from offprint.models.registry import Weights, create_model, register
+from offprint.models.released import timm, top, torchvision
 from offprint.nn import MaskedTokens
 from offprint.nn.precision import wide_dtype
 from offprint.nn.windows import Windows, attend, gather_bias, keep
@@ -338,8 +343,96 @@ for _size in ("base", "large"):
     VARIANTS[f"{_name}_192_22k"] = _row(_size, 12, 192, classes=21841)
     VARIANTS[f"{_name}to16_192to256"] = _row(_size, 16, 256, (12, 12, 12, 6))
     VARIANTS[f"{_name}to24_192to384"] = _row(_size, 24, 384, (12, 12, 12, 6))
+for _size in ("small", "base", "large"):  # of SimMIM's pre-training, and as its authors fine-tune them
+    VARIANTS[f"swinv2_{_size}_patch4_window12_192"] = _row(_size, 12, 192)
+    VARIANTS[f"swinv2_{_size}_patch4_window12to14_192to224"] = _row(_size, 14, 224, (12, 12, 12, 6))
+# top-1 and top-5 by the authors and by timm, timm's crop; after "to", tuned from ImageNet-22K
+_RELEASED = {
+    ("tiny", "window8", 256): (81.8, 95.9, 81.820, 95.994),
+    ("small", "window8", 256): (83.7, 96.6, 83.854, 96.644),
+    ("base", "window8", 256): (84.2, 96.9, 84.250, 96.924),
+    ("tiny", "window16", 256): (82.8, 96.2, 82.804, 96.236),
+    ("small", "window16", 256): (84.1, 96.8, 84.224, 96.868),
+    ("base", "window16", 256): (84.6, 97.0, 84.600, 97.090),
+    ("base", "window12to16_192to", 256): (86.2, 97.9, 86.268, 97.882),
+    ("base", "window12to24_192to", 384): (87.1, 98.2, 87.096, 98.234),
+    ("large", "window12to16_192to", 256): (86.9, 98.0, 86.952, 98.106),
+    ("large", "window12to24_192to", 384): (87.6, 98.3, 87.464, 98.250),
+}
+_IMAGENET_V2 = {"base": 78.08, "large": 78.31}  # top-1 at 384, in the notes of the authors' table
+_TORCHVISION = {
+    "tiny": ("swin_v2_t-b137f0e2", 260, 82.072, 96.132),
+    "small": ("swin_v2_s-637d8ceb", 260, 83.712, 96.816),
+    "base": ("swin_v2_b-781e5279", 272, 84.112, 96.864),
+}
+
+
+def _all(size: str, window: str, side: int) -> tuple[str, dict[str, Weights]]:
+    """A model's name and its releases."""
+    one, five, timm_one, timm_five = _RELEASED[size, window, side]
+    tuned = "to" in window
+    name = f"swinv2_{size}_patch4_{window}{'' if tuned else '_'}{side}"
+    theirs, tag = name.replace("_patch4", ""), "ms_in22k_ft_in1k" if tuned else "ms_in1k"
+    own = released(name + ("_22kto1k_ft" if tuned else ""), "v2.0.0", side, one, five)
+    if side == 384:
+        own = replace(own, metrics={**own.metrics, **top(_IMAGENET_V2[size], data="imagenet-v2")})
+    found = {
+        tag.removeprefix("ms_"): own,
+        f"timm_{tag}": timm(
+            f"{theirs}.{tag}", side, timm_one, timm_five, crop=1.0 if side == 384 else 0.9, licence="MIT"
+        ),
+    }
+    if window == "window8":
+        file, *figures = _TORCHVISION[size]
+        found["torchvision_v1"] = torchvision(file, side, *figures)
+    return name, found
+
+
+# SimMIM's longest runs of 500k steps: pictures; signatures of the read-only links in the authors' MODELHUB.md (valid until the
+# end of 2049) to the pre-trained and to the fine-tuned file; top-1 of the latter
+_SIMMIM = {
+    ("small", "1k"): ("5qfMTWvxbFSAJ59aq8mzfoKOukj4AguuVTy7sjzYa8I%3D",
+                      "nFEi4B3XqEjsyXt9g%2BK2Eo7L8ANbQ1MJrkiJgM8%2B2ug%3D", 84.08),
+    ("base", "1k"): ("HfaAkOBzD2yun0lAHD4XrOOV3JNXImG28986WvEaMws%3D",
+                     "DDEqtZTT0RYIZMm5rC2XvgSaw6OkdBoBQqGmqWzA5MQ%3D", 85.04),
+    ("base", "22k"): ("BmJvfC4vGYLTZAy85hI5oNh4GEeQpc2pDaqSLR0VwEE%3D",
+                      "cq20xc%2FX7QvwR8n9KjrZSDVJN1Vm0BVSjKKgmsqZ7P4%3D", 85.11),
+    ("large", "1k"): ("jso8LU1ydHmReR2uU8N0qJDleioZO%2FxFjXMtECQaubc%3D",
+                      "fAzEtGJeAQD8msQ3fPUywLdx%2F94lmw2%2BeSP0IDwTuds%3D", 85.91),
+    ("large", "22k"): ("x2vW5tECmw1D3zZDZry%2FY9x6IXUAZ8jaw8dvU6O67VE%3D",
+                       "GVZjtcQsXQc5tfFEtMa%2BmN9B8gz3K4U4mP2b9Y3%2BUzs%3D", 85.81),
+}  # fmt: skip
+
+
+def _simmim(kind: str, size: str, data: str, signature: str, side: int, one: float | None = None) -> Weights:
+    prefix = "finetune_" if kind == "finetune" else ""
+    return Weights(
+        f"https://msravcghub.blob.core.windows.net/simmim-release/swinv2/{kind}/{prefix}swinv2_{size}_{data}_500k.pth"
+        f"?se=2049-12-31&sp=r&sv=2022-11-02&sr=b&sig={signature}",
+        "authors", "simmim", "MIT", input_size=(3, side, side), num_classes=None if one else 0, metrics=top(one),
+        metrics_source="microsoft/Swin-Transformer@2cb103f MODELHUB.md" if one else "",
+    )  # fmt: skip
+
+
+WEIGHTS = dict(_all(*key) for key in _RELEASED)
+for _size in ("base", "large"):
+    WEIGHTS[f"swinv2_{_size}_patch4_window12_192_22k"] = {
+        "in22k": released(f"swinv2_{_size}_patch4_window12_192_22k", "v2.0.0", 192, **IN22K),
+        "timm_ms_in22k": timm(f"swinv2_{_size}_window12_192.ms_in22k", 192, crop=0.9, licence="MIT", **IN22K),
+    }
+for (_size, _data), (_before, _after, _one) in _SIMMIM.items():
+    _tag, _name = f"simmim_in{_data}", f"swinv2_{_size}_patch4_window12"
+    WEIGHTS.setdefault(f"{_name}_192", {})[_tag] = _simmim("pretrain", _size, _data, _before, 192)
+    WEIGHTS.setdefault(f"{_name}to14_192to224", {})[f"{_tag}_ft_in1k"] = _simmim(
+        "finetune", _size, _data, _after, 224, _one
+    )
+WEIGHTS = with_short_names(
+    WEIGHTS,
+    {f"swinv2_{size}": f"swinv2_{size}_patch4_window8_256" for size in ("tiny", "small", "base")}
+    | {"swinv2_large": "swinv2_large_patch4_window12_192_22k"},
+)
 register(paper="swin-v2", kind="backbone", build=SwinTransformerV2, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
-         recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
+         weights=WEIGHTS, recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
 # SimMIM's recipe for SwinV2; the rate falls to a tenth after seven eighths of the epochs
 SIMMIM_RECIPE = {
     "optimizer": "adamw",

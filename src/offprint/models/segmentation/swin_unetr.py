@@ -244,7 +244,7 @@ class SwinUNETR(nn.Module):
     optional_state = r"relative_position_index$"
     dialects = (
         Dialect("monai-ssl", ((r"^(?!swinViT|encoder|decoder|out)", "swinViT."), (r"\.mlp\.fc([12])\.", r".mlp.linear\1.")),
-                ignore=r"^(convTrans3d|rotation_head|contrastive_head|conv\.|mask_token|norm\.)"),
+                ignore=r"^(convTrans3d|rotation_head|contrastive_head|conv\.|mask_token|norm\.)", part=r"^swinViT\."),
     )  # fmt: skip
 
     def __init__(
@@ -370,7 +370,47 @@ _SIZES = {"base": 48, "small": 24, "tiny": 12}
 VARIANTS = {f"swin_unetr_{n}": {"feature_size": c} for n, c in _SIZES.items()} | {
     f"swin_unetr_v2_{n}": {"feature_size": c, "use_v2": True, "downsample": "mergingv2"} for n, c in _SIZES.items()
 }
-WEIGHTS: dict[str, dict[str, Weights]] = {}
+_RELEASE = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1"
+_CT = {
+    "orientation": "RAS",
+    "spacing": (1.5, 1.5, 2.0),
+    "intensity": (-175.0, 250.0),
+}  # mm; HU scaled to 0 to 1, clipped
+_BTCV = {"num_classes": 14, "input_size": (1, 96, 96, 96), "preprocessing": _CT}
+_PAGE = "Project-MONAI/research-contributions@07c7070 SwinUNETR"
+
+
+def _btcv(file: str, half: float, most: float) -> Weights:
+    """Dice (%) of a model for BTCV's 13 organs, windows overlapping by half, and by 0.7."""
+    return Weights(
+        f"{_RELEASE}/{file}.pt", "authors", "monai", "Apache-2.0", **_BTCV, class_map="btcv",
+        metrics={"btcv": {"dice": half, "dice_overlap_0.7": most}}, metrics_source=f"{_PAGE}/BTCV/README.md",
+    )  # fmt: skip
+
+
+_FOLDS = (88.54, 90.59, 89.81, 89.24, 90.35)  # mean Dice (%) of the three regions on the fold left out
+WEIGHTS = {
+    "swin_unetr_base": {
+        f"brats21_fold{i}": Weights(
+            f"{_RELEASE}/fold{i}_f48_ep300_4gpu_dice0_{round(100 * dice)}.zip", "authors", "monai", "Apache-2.0",
+            input_size=(4, 128, 128, 128), preprocessing={"normalize": "nonzero voxels of each channel"}, class_map="brats",
+            metrics={"brats21": {"dice": dice}}, metrics_source=f"{_PAGE}/BRATS21/README.md",
+        )
+        for i, dice in enumerate(_FOLDS)
+    }
+    | {
+        "btcv": _btcv("swin_unetr.base_5000ep_f48_lr2e-4_pretrained", 81.86, 82.25),
+        "monai_btcv": Weights(
+            "https://developer.download.nvidia.com/assets/Clara/monai/tutorials/model_zoo/"
+            "model_swin_unetr_btcv_segmentation_v1.pt", "monai", "monai", "Apache-2.0", **_BTCV, class_map="btcv",
+            metrics={"btcv": {"dice": 82.0}}, metrics_source="MONAI model zoo swin_unetr_btcv_segmentation, as 0.82",
+        ),
+        "ssl": Weights(f"{_RELEASE}/model_swinvit.pt", "authors", "monai-ssl", "Apache-2.0", input_size=(1, 96, 96, 96),
+                       preprocessing=_CT),
+    },
+    "swin_unetr_small": {"btcv": _btcv("swin_unetr.small_5000ep_f24_lr2e-4_pretrained", 79.34, 79.79)},
+    "swin_unetr_tiny": {"btcv": _btcv("swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained", 70.35, 72.05)},
+}  # fmt: skip
 RECIPE = {
     "optimizer": "adamw",
     "lr": 1e-4,
