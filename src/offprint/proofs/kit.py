@@ -165,7 +165,7 @@ def compare(
             for k in range(pilots):
                 ctx.step(f"{arm.name}: rate {rate:g}, pilot {k + 1}")
                 values.append(
-                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))
+                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))  # type: ignore[misc]
                 )
             tried[arm.name][f"{rate:g}"] = statistics.fmean(values)
         best = min if lower_is_better else max
