@@ -66,7 +66,9 @@ def build(record: dict) -> torch.nn.Module:
     api = record["api"]
     if "part" in api:
         return named(api["part"])(**api["kwargs"])
-    return offprint.create_model(api["model"], **{k: tuple(v) if isinstance(v, list) else v for k, v in api["kwargs"].items()})
+    return offprint.create_model(
+        api["model"], **{k: tuple(v) if isinstance(v, list) else v for k, v in api["kwargs"].items()}
+    )
 
 
 def named(path: str):

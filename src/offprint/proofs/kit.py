@@ -165,11 +165,12 @@ def compare(
             for k in range(pilots):
                 ctx.step(f"{arm.name}: rate {rate:g}, pilot {k + 1}")
                 values.append(
-                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))  # type: ignore[misc]
+                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))
                 )
             tried[arm.name][f"{rate:g}"] = statistics.fmean(values)
         best = min if lower_is_better else max
-        chosen[arm.name] = best(rates, key=lambda r, t=tried[arm.name]: t[f"{r:g}"]) if len(rates) > 1 else rates[0]
+        scored = tried[arm.name]
+        chosen[arm.name] = best(rates, key=lambda r, t=scored: t[f"{r:g}"]) if scored else rates[0]  # type: ignore[misc]
         scores[arm.name] = []
         for seed in seeds:
             ctx.step(f"{arm.name}: seed {seed}")

@@ -143,7 +143,11 @@ _PROTOCOL = {
 }
 WORDS = {
     "lastfm_epochs": {**_PROTOCOL, "of epoch 0": "the first"},
-    "gowalla_epoch": {**_PROTOCOL, "in order (396)": "follows from the data", "(numbered from 0)": "how the keys count"},
+    "gowalla_epoch": {
+        **_PROTOCOL,
+        "in order (396)": "follows from the data",
+        "(numbered from 0)": "how the keys count",
+    },
     "lightgcn_d64_l3": {"mean over layers 0..3": "in the arguments"},
     "lightgcn_pyg_d64_l3": {"alpha is 1/(L+1)": "the rule of the library"},
 }
