@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from offprint.cli import main as command
 from offprint.errors import DataError, OffprintError
-from offprint.methods.curation import _kmeans, _parquet, _tables, concept_pruning
+from offprint.methods.curation import _kmeans, _tables, concept_pruning
 from offprint.methods.curation._select import choose, random_keys, select, sort_keys, target
 from offprint.methods.curation.concept_pruning import (
     COMPLEXITIES,
@@ -31,12 +31,12 @@ from offprint.methods.curation.concept_pruning import (
     cluster_complexity,
     density_based_pruning,
     neighbour_distance,
-    prune_parquet,
     random_pruning,
     semdedup,
     spherical_kmeans,
     ssp_pruning,
 )
+from offprint.methods.curation.parquet import prune_parquet
 
 N, D = 2503, 12
 
@@ -396,7 +396,7 @@ def test_sources_and_columns(files, tmp_path):
 @pytest.mark.parametrize(("block", "chunk", "tile"), [(64, 1 << 16, 512), (1000, 130, 33)])
 def test_blocks_of_any_size_give_the_same(files, tmp_path, monkeypatch, block, chunk, tile):
     expected = density_based_pruning(X, 0.3, k=15, eps=0.01, dedup_clusters=4)
-    for module in (_kmeans, _tables, _parquet):
+    for module in (_kmeans, _tables, parquet):
         for name, value in (("BLOCK", block), ("CHUNK", chunk), ("TILE", tile)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
@@ -463,7 +463,7 @@ def _killed(source, out, options, stop_at):
     "stop_at", [("sample", 600), ("assign", 900), ("gather", 900), ("compare", 900), ("refine 2", 900), ("write", 200)]
 )
 def test_goes_on_after_a_kill(files, tmp_path, monkeypatch, stop_at):
-    for module in (_kmeans, _tables, _parquet):
+    for module in (_kmeans, _tables, parquet):
         monkeypatch.setattr(module, "BLOCK", 128)
     options = {"k": 15, "eps": 0.01, "dedup_clusters": 4, "columns": ["key"], "refine": 3}
     out, whole = tmp_path / "out.parquet", tmp_path / "whole.parquet"

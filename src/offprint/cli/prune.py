@@ -42,7 +42,8 @@ def prune(
 ) -> None:
     """Density-Based Pruning (or a baseline) of embeddings, in memory that does not grow with the number of rows."""
     from offprint.errors import OffprintError, unknown
-    from offprint.methods.curation.concept_pruning import VARIANTS, prune_parquet
+    from offprint.methods.curation.concept_pruning import VARIANTS
+    from offprint.methods.curation.parquet import prune_parquet
 
     if variant is not None and variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
-from offprint.data import samples
-
-
-@cache
-def _sample() -> dict[str, np.ndarray]:
-    with np.load(samples.path("mnist.npz"), allow_pickle=False) as f:
-        return dict(f)
+from offprint.data.pixels import digits
 
 
 def mnist(train: bool = True, full: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -32,6 +24,4 @@ def mnist(train: bool = True, full: bool = False) -> tuple[np.ndarray, np.ndarra
         data = splits.train if train else splits.val
         images = data.images if hasattr(data, "images") else data.data.numpy()
         return np.asarray(images), np.asarray(data.targets, dtype=np.int64)
-    part = "train" if train else "test"
-    kept = _sample()
-    return kept[f"{part}_images"].copy(), kept[f"{part}_labels"].astype(np.int64)
+    return digits(train)

@@ -6,7 +6,6 @@ import gzip
 import io
 import tarfile
 import warnings
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset, Sampler
 
-from offprint.data import samples
 from offprint.data.home import data_dir
+from offprint.data.pixels import cifar10, digits
 from offprint.errors import DataError, unknown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -29,23 +28,6 @@ class ImageSplits(NamedTuple):
     val: Dataset
     classes: list[str]
     name: str
-
-
-@cache
-def cifar10(train: bool = True) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """The bundled CIFAR-10 sample (JPEG copies): images (N, 32, 32, 3) uint8, labels (N,) int64, class names.
-
-    5,000 training and 1,000 test images, balanced.
-    """
-    split = "train" if train else "test"
-    images, names = [], []
-    with tarfile.open(samples.path("cifar10.tar.xz")) as archive:
-        for member in archive:
-            if member.isfile() and member.name.startswith(split):
-                images.append(np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")))
-                names.append(member.name.split("/")[1])
-    classes = sorted(set(names))
-    return np.stack(images), np.array([classes.index(n) for n in names]), classes
 
 
 class ArrayImages(Dataset):
@@ -305,10 +287,8 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
                 ArrayImages(*cifar10(True)[:2]), ArrayImages(*cifar10(False)[:2]), cifar10(True)[2], name
             )
         if which == "mnist":
-            from offprint.data.digits import mnist
-
-            digits = [str(i) for i in range(10)]
-            return ImageSplits(ArrayImages(*mnist(train=True)), ArrayImages(*mnist(train=False)), digits, name)
+            names = [str(i) for i in range(10)]
+            return ImageSplits(ArrayImages(*digits(True)), ArrayImages(*digits(False)), names, name)
         raise unknown("bundled image sample", which, ["mnist", "cifar10"])
     if name.lower() in _named() and not Path(name).is_dir():
         train, val, classes = _open_named(name.lower())

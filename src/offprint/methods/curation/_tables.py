@@ -193,7 +193,7 @@ class KeptIds:
     memory: the ids' 64-bit digests, sorted (a wrong yes has odds of the number of ids in 2^64).
 
     Args:
-        path: what :func:`~offprint.methods.curation.concept_pruning.prune_parquet` wrote.
+        path: what :func:`~offprint.methods.curation.parquet.prune_parquet` wrote.
         id_column: its column of ids.
         key: the field of a sample that holds its id.
     """

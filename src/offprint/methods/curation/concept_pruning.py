@@ -17,7 +17,7 @@ Kuhn-Tucker), found by bisection and rounded by largest remainders, so that the 
 
 In memory: :func:`density_based_pruning` and the baselines :func:`ssp_pruning`, :func:`semdedup` (Abbas et al. 2023),
 :func:`random_pruning`, :func:`clip_score_pruning`. Over Parquet files of any size, in constant memory, locally or on Ray, the
-same, by :func:`prune_parquet`; :class:`KeptIds` is a filter for shards from what it wrote. Far from the centroid there are also
+same, by :func:`offprint.methods.curation.parquet.prune_parquet`; :class:`KeptIds` is a filter for shards from what it wrote. Far from the centroid there are also
 outliers: deduplicate, and filter noise, before pruning.
 """
 
@@ -438,13 +438,6 @@ def clip_score_pruning(images, texts, fraction: float | None = None, *, keep: in
     )
 
 
-def prune_parquet(source, out, keep: int | float | None = None, **options):
-    """All of these methods over Parquet files; see :func:`offprint.methods.curation._parquet.prune_parquet`."""
-    from offprint.methods.curation import _parquet
-
-    return _parquet.prune_parquet(source, out, keep, **options)
-
-
 __all__ = [
     "Allocation",
     "Deduplication",
@@ -458,7 +451,6 @@ __all__ = [
     "cluster_complexity",
     "density_based_pruning",
     "neighbour_distance",
-    "prune_parquet",
     "random_pruning",
     "semdedup",
     "spherical_kmeans",
