@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from offprint.cli import main as command
 from offprint.errors import DataError, OffprintError
-from offprint.methods.curation import _kmeans, _tables, concept_pruning
+from offprint.methods.curation import _kmeans, _tables, concept_pruning, parquet
 from offprint.methods.curation._select import choose, random_keys, select, sort_keys, target
 from offprint.methods.curation.concept_pruning import (
     COMPLEXITIES,
