@@ -108,3 +108,19 @@ def test_refusals():
         DFCAttention(2, 2)(torch.randn(1, 2, 1, 4))
     with pytest.raises(OffprintError, match="width=0"):
         GhostNetV2(width=0)
+
+
+def test_the_plain_module_reaches_one_place_and_the_gated_one_further():
+    reach = {}
+    for attention in (False, True):
+        module = GhostModule(3, 16, attention=attention).eval()
+        x = torch.randn(4, 3, 32, 32)
+        y = x.clone()
+        y[:, :, 16, 16] += 1
+        with torch.no_grad():
+            moved = ((module(x) - module(y)).abs().amax((0, 1)) > 1e-7).nonzero()
+        reach[attention] = int((moved - 16).abs().max())
+    assert reach == {
+        False: 1,
+        True: 5,
+    }  # one 3x3; two taps each way at half resolution, and the place where halves meet

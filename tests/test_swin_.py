@@ -12,6 +12,7 @@ from offprint.errors import CheckpointError, OffprintError
 from offprint.models.backbones.swin import SwinTransformer, WindowAttention, layer_decay_groups
 from offprint.nn.positions import resample_table
 from offprint.nn.windows import attend, gather_bias, join, split, windows
+from offprint.proofs.kit import macs
 from offprint.tasks.recipe import Recipe, build_optimizer
 
 SMALL = {"embed_dim": 8, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 2, 4)}
@@ -297,3 +298,15 @@ def test_pickles_are_small_and_equal():
     raw = pickle.dumps(model)
     assert torch.equal(pickle.loads(raw)(x), expected)
     assert len(raw) < 1.3 * sum(p.numel() * 4 for p in model.parameters()) + 2e5
+
+
+def test_the_cost_is_linear_in_the_tokens_and_shifts_are_free():
+    """Eq. 2: four times the area costs four times as much, and a displaced window what one that stays does."""
+    costs = {}
+    for size in (64, 128):
+        net = SwinTransformer(size, 4, 1, 0, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=2)
+        costs[size] = macs(net, 1, 1, size, size)
+    assert costs[128] == 4 * costs[64]
+    for stage in net.layers:
+        stage.shifted = False
+    assert macs(net, 1, 1, 128, 128) == costs[128]

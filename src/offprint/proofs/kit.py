@@ -11,7 +11,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -91,35 +91,47 @@ class Arm:
         name: shown in tables and plots.
         run: ``run(seed, rate, part) -> score``: train from ``seed`` at ``rate`` and score on ``part``, ``"val"`` (rates are chosen
             by it) or ``"test"``. The same seed means the same data order and, as far as shapes agree, the same start in all arms.
+            Where one training gives several figures, a mapping metric → score, the first of which rates are chosen by.
         cost: what one training step costs (multiply-adds); ``None`` in every arm where they share it by construction.
     """
 
     name: str
-    run: Callable[[int, float, str], float]
+    run: Callable[[int, float, str], float | Mapping[str, float]]
     cost: float | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores, chosen rates and costs of all arms; differences to the baseline."""
+    """Scores, chosen rates and costs of all arms; differences to the baseline.
+
+    ``metrics`` holds metric → arm → values where the arms' ``run`` gives mappings; ``scores`` is the first of these.
+    """
 
     scores: dict[str, list[float]]
     rates: dict[str, float]
     pilots: dict[str, dict[str, float]]
     costs: dict[str, float | None]
     baseline: str
+    metrics: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def effect(self, arm: str, baseline: str | None = None) -> dict[str, Any]:
-        """The paired difference of ``arm`` to ``baseline``."""
+    def effect(self, arm: str, baseline: str | None = None, metric: str | None = None) -> dict[str, Any]:
+        """The paired difference of ``arm`` to ``baseline``, in ``metric`` or else in the scores."""
         base = baseline or self.baseline
+        table = self.metrics[metric] if metric else self.scores
         one, two = self.costs[arm], self.costs[base]
-        return paired(self.scores[arm], self.scores[base], one / two if one and two else None)
+        return paired(table[arm], table[base], one / two if one and two else None)
 
-    def figures(self, name: str = "score") -> dict[str, Any]:
-        """For ``run`` to return: each arm's mean with its interval, and the table for the plot."""
+    def figures(self, name: str = "score", prefix: str = "") -> dict[str, Any]:
+        """For ``run`` to return: each arm's mean with its interval, and the table for the plot.
+
+        Args:
+            name: what the scores are.
+            prefix: of the table's names, where a proof makes more than one comparison.
+        """
         return {
             **{f"{name}_{slug(arm)}": interval(values) for arm, values in self.scores.items()},
-            "arms": self.scores, "rates": self.rates, "pilots": self.pilots, "costs": self.costs,
+            f"{prefix}arms": self.scores, f"{prefix}rates": self.rates, f"{prefix}pilots": self.pilots,
+            f"{prefix}costs": self.costs,
         }  # fmt: skip
 
 
@@ -157,26 +169,31 @@ def compare(
         match_cost({k: float(c) for k, c in costs.items() if c is not None})
     chosen: dict[str, float] = {}
     tried: dict[str, dict[str, float]] = {}
-    scores: dict[str, list[float]] = {}
+    found: dict[str, list[Any]] = {}
     for arm in arms:
         tried[arm.name] = {}
         for rate in rates if len(rates) > 1 else ():
             values = []
             for k in range(pilots):
                 ctx.step(f"{arm.name}: rate {rate:g}, pilot {k + 1}")
-                values.append(
-                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))
+                score = ctx.part(
+                    f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val")
                 )
+                values.append(next(iter(score.values())) if isinstance(score, Mapping) else score)
             tried[arm.name][f"{rate:g}"] = statistics.fmean(values)
         best = min if lower_is_better else max
-        scored = tried[arm.name]
-        chosen[arm.name] = best(rates, key=lambda r, t=scored: t[f"{r:g}"]) if scored else rates[0]  # type: ignore[misc]
-        scores[arm.name] = []
+        chosen[arm.name] = best(rates, key=lambda r, t=tried[arm.name]: t[f"{r:g}"]) if len(rates) > 1 else rates[0]  # type: ignore[misc]
+        found[arm.name] = []
         for seed in seeds:
             ctx.step(f"{arm.name}: seed {seed}")
             rate = chosen[arm.name]
-            scores[arm.name].append(ctx.part(f"{arm.name}-{seed}", lambda a=arm, r=rate, s=seed: a.run(s, r, "test")))
-    return Comparison(scores, chosen, tried, costs, baseline or arms[0].name)
+            found[arm.name].append(ctx.part(f"{arm.name}-{seed}", lambda a=arm, r=rate, s=seed: a.run(s, r, "test")))
+    one = found[arms[0].name][0]
+    metrics = (
+        {m: {a: [v[m] for v in rows] for a, rows in found.items()} for m in one} if isinstance(one, Mapping) else {}
+    )
+    scores = next(iter(metrics.values())) if metrics else found
+    return Comparison(scores, chosen, tried, costs, baseline or arms[0].name, metrics)
 
 
 def steps(arms: int, seeds: Sequence[int], rates: Sequence[float], pilots: int = 1) -> int:
@@ -201,9 +218,26 @@ class Images:
         return Images(*(tuple(t.to(device) for t in pair) for pair in (self.train, self.val, self.test)))  # type: ignore[arg-type]
 
 
+def _split(pairs: Sequence[tuple[Tensor, Tensor]], sizes: Sequence[Sequence[int]]) -> Images:
+    """Cut (training, test) images into parts of these sizes, in one order for good.
+
+    Raises:
+        OffprintError: fewer images than the parts need.
+    """
+    out: list[tuple[Tensor, Tensor]] = []
+    for (x, y), parts in zip(pairs, sizes, strict=True):
+        if sum(parts) > len(x):
+            raise OffprintError(
+                f"{sum(parts)} images are needed, there are {len(x)}; ask for fewer or set OFFPRINT_DATA"
+            )
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[: sum(parts)]
+        out += list(zip(x[order].split(list(parts)), y[order].split(list(parts)), strict=True))
+    return Images(*out)
+
+
 @cache
 def cifar(count: int, val: int = 500, test: int = 1000) -> Images:
-    """The bundled CIFAR-10 sample (or the whole set under ``OFFPRINT_DATA`` where ``count`` asks for more than the sample holds).
+    """CIFAR-10, normalised: the bundled sample (5,000 and 1,000 images), or the whole set where more is asked for.
 
     Args:
         count: training images; ``val`` more, none of them among these, serve to choose rates.
@@ -211,22 +245,37 @@ def cifar(count: int, val: int = 500, test: int = 1000) -> Images:
     """
     from offprint.data.images import cifar10, open_images
 
-    def arrays(train: bool):
-        images, labels, _ = cifar10(train)
-        if train and len(images) < count + val:
-            splits = open_images("cifar10")
-            part: Any = splits.train
-            images, labels = part.images, part.labels
-        return torch.from_numpy(images), torch.as_tensor(labels).long()
-
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
-    out = []
-    for train, parts in ((True, (count, val)), (False, (test,))):
-        images, labels = arrays(train)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: sum(parts)]
-        x = (images[order].permute(0, 3, 1, 2).float() / 255 - mean[:, None, None]) / std[:, None, None]
-        out += list(zip(x.split(parts), labels[order].split(parts), strict=True))
-    return Images(*out)
+    if count + val > 5000 or test > 1000:
+        splits = open_images("cifar10")
+        sets: list[Any] = [splits.train, splits.val]
+        arrays = [(s.images if hasattr(s, "images") else s.data, s.targets) for s in sets]
+    else:
+        arrays = [cifar10(train)[:2] for train in (True, False)]
+    pairs = []
+    for images, labels in arrays:
+        x = torch.as_tensor(images).permute(0, 3, 1, 2).float() / 255
+        pairs.append(((x - mean[:, None, None]) / std[:, None, None], torch.as_tensor(labels).long()))
+    return _split(pairs, ((count, val), (test,)))
+
+
+@cache
+def digits(count: int, val: int = 500, test: int = 1000, *, channels: int = 1) -> Images:
+    """MNIST in the middle of 32 pixels, normalised: the bundled sample (6,000 and 2,000 digits), or all where more is asked for.
+
+    Args:
+        count, val, test: as for :func:`cifar`.
+        channels: equal copies of the grey image.
+    """
+    from offprint.data.digits import mnist
+
+    full = count + val > 6000 or test > 2000
+    pairs = []
+    for train in (True, False):
+        images, labels = mnist(train, full)
+        x = F.pad(torch.from_numpy(images).float()[:, None] / 255, (2, 2, 2, 2))
+        pairs.append((((x - 0.1) / 0.28).expand(-1, channels, -1, -1), torch.as_tensor(labels).long()))
+    return _split(pairs, ((count, val), (test,)))
 
 
 @dataclass(frozen=True)
@@ -254,14 +303,19 @@ def accuracy(net: nn.Module, part: tuple[Tensor, Tensor], batch: int = 250) -> f
 def fit(
     build: Callable[[], nn.Module], data: Images, setting: Setting, *, seed: int, rate: float, part: str = "test",
     device: torch.device | str = "cpu", after: Callable[[nn.Module], Any] | None = None,
+    loss_of: Callable[[nn.Module, Tensor, Tensor], Tensor] | None = None, watch: Callable[[float], Any] | None = None,
+    score: Callable[[nn.Module, tuple[Tensor, Tensor]], float] = accuracy,
 ) -> float:  # fmt: skip
-    """Train what ``build`` makes from ``seed`` and return its accuracy (%) on ``part`` of the data.
+    """Train what ``build`` makes from ``seed`` and return its score, the accuracy (%), on ``part`` of the data.
 
     Weights, order and augmentation follow from the one seed; order and augmentation have a generator of their own, so that two
     arms see the same pictures whatever they draw for themselves. A network may return a tuple whose first entry is the logits.
 
     Args:
         after: called with the trained network in evaluation mode, for whatever else a proof measures.
+        loss_of: ``loss_of(net, images, labels)``; by default cross-entropy with the setting's smoothing.
+        watch: called with the loss of each step.
+        score: ``score(net, (images, labels))`` instead of the accuracy.
     """
     torch.manual_seed(seed)
     net = build().to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -281,20 +335,25 @@ def fit(
             if setting.flip:
                 images = torch.where(flips.to(x.device), images.flip(-1), images)
             images = torch.roll(images, moves, (-2, -1)).contiguous(memory_format=torch.channels_last)
-            output = net(images)
-            loss = F.cross_entropy(
-                output[0] if isinstance(output, tuple) else output, labels, label_smoothing=setting.smoothing
-            )
+            if loss_of is not None:
+                loss = loss_of(net, images, labels)
+            else:
+                output = net(images)
+                loss = F.cross_entropy(
+                    output[0] if isinstance(output, tuple) else output, labels, label_smoothing=setting.smoothing
+                )
+            if watch is not None:
+                watch(float(loss.detach()))
             optimizer.zero_grad()
             loss.backward()
             if setting.clip:
                 nn.utils.clip_grad_norm_(net.parameters(), setting.clip)
             optimizer.step()
             schedule.step()
-    score = accuracy(net, data.val if part == "val" else data.test)
+    found = score(net.eval(), data.val if part == "val" else data.test)
     if after is not None:
         after(net.eval())
-    return score
+    return found
 
 
 def fan_in_(net: nn.Module) -> nn.Module:
@@ -322,11 +381,17 @@ def macs(net: nn.Module, *shape: int) -> int:
 
 
 def bars(
-    figures: Mapping[str, Any], axis, *, title: str, ylabel: str = "test accuracy (%)", baseline: str = ""
+    figures: Mapping[str, Any],
+    axis,
+    *,
+    title: str,
+    ylabel: str = "test accuracy (%)",
+    baseline: str = "",
+    prefix: str = "",
 ) -> None:
     """Draw the arms of a comparison: a bar per arm, a point per seed, the cost below the name where there is one."""
-    table: Mapping[str, list[float]] = figures["arms"]
-    costs = figures.get("costs") or {}
+    table: Mapping[str, list[float]] = figures[f"{prefix}arms"]
+    costs = figures.get(f"{prefix}costs") or {}
     first = baseline or next(iter(table))
     for i, (name, values) in enumerate(table.items()):
         axis.bar(i, statistics.fmean(values), color="#b9c6d6" if name == first else "#d9822b")
