@@ -220,7 +220,9 @@ def test_holding_out_a_part_of_the_training_part():
     assert part.train.nnz + part.test.nnz == data.train.nnz and part.train.multiply(part.test).nnz == 0
     assert (part.train + part.test != data.train).nnz == 0  # nothing of the test part, nothing lost
     had, left, out = (np.diff(m.indptr) for m in (data.train, part.train, part.test))
-    assert (out == np.minimum((0.1 * had + 0.5).astype(int), np.maximum(had - 1, 0))).all() and (left[had > 0] > 0).all()
+    assert (out == np.minimum((0.1 * had + 0.5).astype(int), np.maximum(had - 1, 0))).all() and (
+        left[had > 0] > 0
+    ).all()
     same, other = hold_out(data, 0.1, seed=3), hold_out(data, 0.1, seed=4)
     assert (same.test != part.test).nnz == 0 and (other.test != part.test).nnz > 0
     with pytest.raises(DataError, match="between 0 and 1"):

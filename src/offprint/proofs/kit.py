@@ -11,7 +11,7 @@ import hashlib
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -91,11 +91,12 @@ class Arm:
         name: shown in tables and plots.
         run: ``run(seed, rate, part) -> score``: train from ``seed`` at ``rate`` and score on ``part``, ``"val"`` (rates are chosen
             by it) or ``"test"``. The same seed means the same data order and, as far as shapes agree, the same start in all arms.
+            It may return ``{"score": ..., "smoothness": ...}`` where more than the score is measured.
         cost: what one training step costs (multiply-adds); ``None`` in every arm where they share it by construction.
     """
 
     name: str
-    run: Callable[[int, float, str], float]
+    run: Callable[[int, float, str], float | dict[str, float]]
     cost: float | None = None
 
 
@@ -108,12 +109,14 @@ class Comparison:
     pilots: dict[str, dict[str, float]]
     costs: dict[str, float | None]
     baseline: str
+    more: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
-    def effect(self, arm: str, baseline: str | None = None) -> dict[str, Any]:
-        """The paired difference of ``arm`` to ``baseline``."""
+    def effect(self, arm: str, baseline: str | None = None, of: str = "score") -> dict[str, Any]:
+        """The paired difference of ``arm`` to ``baseline`` in the score, or in what else the runs returned."""
         base = baseline or self.baseline
         one, two = self.costs[arm], self.costs[base]
-        return paired(self.scores[arm], self.scores[base], one / two if one and two else None)
+        values = self.scores if of == "score" else self.more[of]
+        return paired(values[arm], values[base], one / two if one and two else None)
 
     def figures(self, name: str = "score") -> dict[str, Any]:
         """For ``run`` to return: each arm's mean with its interval, and the table for the plot."""
@@ -158,15 +161,17 @@ def compare(
     chosen: dict[str, float] = {}
     tried: dict[str, dict[str, float]] = {}
     scores: dict[str, list[float]] = {}
+    more: dict[str, dict[str, list[float]]] = {}
     for arm in arms:
         tried[arm.name] = {}
         for rate in rates if len(rates) > 1 else ():
             values = []
             for k in range(pilots):
                 ctx.step(f"{arm.name}: rate {rate:g}, pilot {k + 1}")
-                values.append(
-                    ctx.part(f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val"))
+                found = ctx.part(
+                    f"pilot-{arm.name}-{rate:g}-{k}", lambda a=arm, r=rate, k=k: a.run(PILOT + k, r, "val")
                 )
+                values.append(found["score"] if isinstance(found, Mapping) else found)
             tried[arm.name][f"{rate:g}"] = statistics.fmean(values)
         best = min if lower_is_better else max
         scored = tried[arm.name]
@@ -175,8 +180,12 @@ def compare(
         for seed in seeds:
             ctx.step(f"{arm.name}: seed {seed}")
             rate = chosen[arm.name]
-            scores[arm.name].append(ctx.part(f"{arm.name}-{seed}", lambda a=arm, r=rate, s=seed: a.run(s, r, "test")))
-    return Comparison(scores, chosen, tried, costs, baseline or arms[0].name)
+            found = ctx.part(f"{arm.name}-{seed}", lambda a=arm, r=rate, s=seed: a.run(s, r, "test"))
+            whole = dict(found) if isinstance(found, Mapping) else {"score": found}
+            scores[arm.name].append(whole.pop("score"))
+            for name, value in whole.items():
+                more.setdefault(name, {}).setdefault(arm.name, []).append(value)
+    return Comparison(scores, chosen, tried, costs, baseline or arms[0].name, more)
 
 
 def steps(arms: int, seeds: Sequence[int], rates: Sequence[float], pilots: int = 1) -> int:

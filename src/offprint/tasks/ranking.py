@@ -38,7 +38,13 @@ def top_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_items(
-    users: Tensor, items: Tensor, seen: sp.csr_matrix | None, k: int, *, rows: np.ndarray | None = None, ranking: str = "scores"
+    users: Tensor,
+    items: Tensor,
+    seen: sp.csr_matrix | None,
+    k: int,
+    *,
+    rows: np.ndarray | None = None,
+    ranking: str = "scores",
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """The k best unseen items of users by inner product, a batch of users at a time.
 
