@@ -30,7 +30,7 @@ from offprint.tasks.restoration import enlarge, psnr, ssim, train_restoration
 
 HELD = "chelsea"  # the photograph that rates are chosen on
 SIZES = {  # mode: steps, judged seeds, rates, width, blocks
-    "quick": (40, (0, 1), (5e-3,), 16, 2),
+    "quick": (20, (0, 1), (5e-3,), 16, 2),
     "full": (500, (0, 1, 2, 3, 4), (2e-3, 5e-3), 16, 2),
     "gpu": (50_000, (0, 1, 2, 3, 4), (5e-4, 1e-3, 2e-3), 48, 12),
 }
@@ -44,16 +44,26 @@ def _released(scale: int) -> bool:
     return hub.local_copy(WEIGHTS[f"cfsr_x{scale}"]["released"].url.rsplit("/", 1)[-1]) is not None
 
 
-def _set5(scale: int, model: CFSR | None = None) -> dict[str, float]:
-    """Mean Y-PSNR and Y-SSIM on Set5 of a network, or of bicubic enlargement."""
-    rows = []
+def _pairs(scale: int, model: CFSR | None):
+    """Set5 as a network enlarges it, or bicubic interpolation, and the truth."""
     for name, small in set5(scale).items():
-        truth = set5()[name].float()
-        small = small.float() / 255
-        truth = truth[:, : small.shape[1] * scale, : small.shape[2] * scale]
-        ours = _eight_bit(bicubic(small, scale) if model is None else enlarge(model, small, tile=10_000))
-        rows.append((psnr(ours, truth, scale), ssim(ours, truth, scale)))
-    return dict(zip(("psnr", "ssim"), map(statistics.fmean, zip(*rows, strict=True)), strict=True))
+        truth, small = set5()[name].float(), small.float() / 255
+        ours = bicubic(small, scale) if model is None else enlarge(model, small, tile=10_000)
+        yield _eight_bit(ours), truth[:, : small.shape[1] * scale, : small.shape[2] * scale]
+
+
+def _psnr(scale: int, model: CFSR | None = None) -> float:
+    """Mean Y-PSNR on Set5 of a network, or of bicubic enlargement."""
+    return statistics.fmean(psnr(ours, truth, scale) for ours, truth in _pairs(scale, model))
+
+
+def _released_figures(scale: int) -> dict[str, float]:
+    """Mean Y-PSNR and Y-SSIM on Set5 of the released weights."""
+    pairs = list(_pairs(scale, create_model(f"cfsr_x{scale}", pretrained=True).eval()))
+    return {
+        "psnr": statistics.fmean(psnr(ours, truth, scale) for ours, truth in pairs),
+        "ssim": statistics.fmean(ssim(ours, truth, scale) for ours, truth in pairs),
+    }
 
 
 def _network(branches: bool, seed: int, width: int, blocks: int) -> CFSR:
@@ -78,7 +88,7 @@ def _arm(name: str, branches: bool, mode: str, device) -> kit.Arm:
         held = pictures.pop(HELD)
         train_restoration(model, list(pictures.values()), steps=steps, batch=4, patch=16, lr=rate, seed=seed)
         if part == "test":
-            return _set5(2, model)["psnr"]
+            return _psnr(2, model)
         truth = held[:, : held.shape[1] // 2 * 2, : held.shape[2] // 2 * 2]
         small = _eight_bit(bicubic(truth, 0.5)) / 255
         return psnr(_eight_bit(enlarge(model, small)), truth.cpu() * 255, 2)
@@ -95,11 +105,11 @@ def run(ctx) -> dict:
     figures: dict = {}
     for scale in scales:
         ctx.step(f"Set5 x{scale}, released weights")
-        found = ctx.part(f"set5-{scale}", lambda s=scale: _set5(s, create_model(f"cfsr_x{s}", pretrained=True).eval()))
+        found = ctx.part(f"set5-{scale}", lambda s=scale: _released_figures(s))
         figures |= {f"set5_{key}_x{scale}": value for key, value in found.items()}
     arms = [_arm("one kernel", False, ctx.mode, ctx.device), _arm("edge branches", True, ctx.mode, ctx.device)]
     trained = kit.compare(ctx, arms, seeds=seeds, rates=rates)
-    plain = _set5(2)["psnr"]
+    plain = _psnr(2)
     return {
         **figures,
         **trained.figures("psnr"),

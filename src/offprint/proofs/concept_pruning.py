@@ -24,11 +24,11 @@ from offprint.proofs import Effect, Proof, kit
 
 COMMON, RARE = 600, 60  # examples of the most and of the least frequent class
 KEEP, LESS = 0.6, 0.4  # of what deduplication leaves: judged, and shown beside it
-SEEDS = {
+SEEDS = {  # of the pools; 100 to 123 were looked at
     "quick": range(200, 202),
     "full": range(200, 220),
     "gpu": range(200, 300),
-}  # of the pools; 100 to 123 were looked at
+}
 EPS, K = 0.02, 100
 GAMMA, RIDGE = 0.02, 0.01  # of the kernel machine, usual values for pixels in [0, 1]
 

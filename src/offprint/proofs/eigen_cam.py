@@ -31,7 +31,7 @@ METHODS = {
 }
 RIVALS = ("gradcam", "gradcampp")
 SIZES = {  # mode: seeds, training images, epochs, test images
-    "quick": ((0, 1), 400, 3, 60),
+    "quick": ((0, 1), 300, 2, 40),
     "full": ((0, 1, 2, 3, 4), 2400, 6, 300),
     "gpu": (tuple(range(10)), 6000, 20, 2000),
 }

@@ -30,7 +30,7 @@ from offprint.tasks.brain import BrainRecipe
 
 TEST = 200
 SIZES = {  # scans without labels, their frames and regions, the windows, epochs of both stages, seeds, rates, labels per class
-    "quick": {"pool": 96, "frames": 110, "regions": 16, "window": 20, "stride": 6, "pretrain": 5, "finetune": 8,
+    "quick": {"pool": 96, "frames": 110, "regions": 16, "window": 20, "stride": 10, "pretrain": 3, "finetune": 4,
               "seeds": (0, 1), "rates": (1e-3,), "labels": (10,)},
     "full": {"pool": 200, "frames": 150, "regions": 20, "window": 25, "stride": 5, "pretrain": 10, "finetune": 20,
              "seeds": (0, 1, 2, 3, 4), "rates": (5e-4, 1e-3), "labels": (5, 10, 20)},

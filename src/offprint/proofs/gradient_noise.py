@@ -32,8 +32,8 @@ from offprint.proofs import Effect, Proof, kit
 POOR, GOOD, RATES = ("simple", "zero"), ("he", "sussillo"), (0.1, 0.01)
 CLIP, ETA, BATCH, WIDTH, HELD = 10.0, 0.01, 32, 50, 1000
 SIZES = {  # mode: layers, updates from poor and from good starts, seeds
-    "quick": (5, 200, 100, (0, 1)),
-    "full": (20, 6000, 1500, (0, 1, 2, 3, 4)),
+    "quick": (5, 150, 50, (0, 1)),
+    "full": (20, 5000, 1000, (0, 1, 2, 3, 4)),
     "gpu": (20, 100_000, 20_000, tuple(range(20))),
 }
 

@@ -28,8 +28,8 @@ from offprint.tasks.recommendation import popularity
 
 LAYERS = {"matrix factorisation": 0, "LightGCN": 3}
 SIZES = {  # mode: epochs on LastFM, judged seeds, rates; epochs on Gowalla (5 is what the log says)
-    "quick": (4, (0, 1), (3e-3,), 0),
-    "full": (20, (0, 1, 2, 3, 4), (1e-3, 3e-3), 5),
+    "quick": (2, (0, 1), (3e-3,), 0),
+    "full": (16, (0, 1, 2, 3, 4), (1e-3, 3e-3), 5),
     "gpu": (300, (0, 1, 2, 3, 4), (3e-4, 1e-3, 3e-3, 1e-2), 5),
 }
 

@@ -21,8 +21,8 @@ from offprint.proofs import Effect, Proof, kit
 
 CROP = (32, 32, 64)
 SIZES = {  # mode: steps, crops per step, feature size, judged seeds, rates
-    "quick": (2, 1, 12, (0,), (4e-3,)),
-    "full": (44, 1, 12, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
+    "quick": (1, 1, 12, (0,), (4e-3,)),
+    "full": (36, 1, 12, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
     "gpu": (3000, 4, 24, (0, 1, 2, 3, 4), (5e-4, 1e-3, 2e-3, 4e-3)),
 }
 
