@@ -24,7 +24,7 @@ from offprint.data.photos import photographs, set5
 from offprint.data.resize import bicubic
 from offprint.models import hub
 from offprint.models.registry import create_model
-from offprint.models.signals.cfsr import CFSR, EFN, WEIGHTS
+from offprint.models.signals.cfsr import CFSR, EFN
 from offprint.proofs import Band, Effect, Proof, kit
 from offprint.tasks.restoration import enlarge, psnr, ssim, train_restoration
 
@@ -41,7 +41,7 @@ def _eight_bit(image: Tensor) -> Tensor:
 
 
 def _released(scale: int) -> bool:
-    return hub.local_copy(WEIGHTS[f"cfsr_x{scale}"]["released"].url.rsplit("/", 1)[-1]) is not None
+    return hub.find(f"cfsr_x{scale}") is not None
 
 
 def _pairs(scale: int, model: CFSR | None):
