@@ -9,7 +9,7 @@ import offprint
 from offprint.data.photos import photographs, set5
 from offprint.data.resize import bicubic
 from offprint.errors import OffprintError
-from offprint.models.signals.cfsr import EFN
+from offprint.models.signals.cfsr import EFN, MASKS
 from offprint.tasks.restoration import enlarge, psnr, ssim, train_restoration, upscale
 
 
@@ -34,6 +34,25 @@ def test_deploying_keeps_the_output(scale):
     assert sum(p.numel() for p in merged.parameters()) < sum(p.numel() for p in model.parameters())
     assert all(m.deploy for m in merged.modules() if isinstance(m, EFN))
     assert not any(m.deploy for m in model.modules() if isinstance(m, EFN))
+
+
+def test_merging_equals_the_branches_computed_one_by_one():
+    """Eq. of Sec. III-C with one convolution per branch, against the one kernel that both forms compute with."""
+    efn, x = small().layers[0].blocks[0].mlp.double(), torch.randn(2, 8, 11, 13, dtype=torch.float64)
+    with torch.no_grad():
+        y = torch.nn.functional.gelu(efn.fc1(efn.norm(x)))
+        hidden = y.shape[1]
+        edges = efn.pos(y)
+        for name, mask in MASKS.items():
+            fixed = torch.tensor(mask, dtype=torch.float64).expand(hidden, 1, 3, 3)
+            branch = torch.nn.functional.conv2d(y, fixed, padding=1, groups=hidden)
+            edges = edges + getattr(efn, f"scale_{name}")[:, 0] * branch + getattr(efn, f"{name}_bias")[:, None, None]
+        expected = efn.fc2(y + torch.nn.functional.gelu(edges))
+        assert torch.allclose(efn(x), expected, atol=1e-12)
+        plain = efn.fc2(y + torch.nn.functional.gelu(efn.pos(y)))
+        assert (plain - expected).abs().max() > 0.1  # the branches are no small matter here
+        efn.merge()
+        assert torch.allclose(efn(x), expected, atol=1e-12)
 
 
 def test_the_merged_form_is_idempotent_and_trains_on():

@@ -313,6 +313,25 @@ def test_balance_weights_space_against_time():
     assert float(node_loss(3 * same, same, "sce")) == pytest.approx(0, abs=1e-6)
 
 
+def test_pre_training_rebuilds_scans_it_never_saw():
+    made = simulate_scans(48, 8, 60, coupling=(0.1, 0.7), stay=0.97, variability=0.3)
+    scans = torch.from_numpy(np.stack(open_series(made.series).series))
+    torch.manual_seed(0)
+    model = SpatioTemporalMAE(**{**SMALL, "length": None}, num_windows=8).train()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+
+    def unseen():
+        with torch.no_grad():
+            return float(model(scans[32:], generator=torch.Generator().manual_seed(1)).loss)
+
+    before = unseen()
+    for _ in range(25):
+        optimizer.zero_grad()
+        model(scans[:32]).loss.backward()
+        optimizer.step()
+    assert unseen() < 0.9 * before
+
+
 def test_what_pre_training_refuses():
     with pytest.raises(OffprintError, match="mask_ratio=1.5; it is a share"):
         SpatioTemporalMAE(**SMALL, mask_ratio=1.5)

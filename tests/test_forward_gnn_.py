@@ -16,7 +16,8 @@ import offprint
 from offprint.errors import CheckpointError, DataError, OffprintError
 from offprint.methods.training import forward_gnn as fg
 from offprint.methods.training.forward_gnn import METHODS, PROCEDURES, TrainedGNN, fit, link_split, node_split, roc_auc
-from offprint.models.graphs.forward_gnn import VARIANTS, unit_rows
+from offprint.models.graphs.forward_gnn import VARIANTS, ForwardGNN, unit_rows
+from offprint.models.info import peak_memory
 from offprint.nn.graph import Adjacency
 from offprint.nn.message_flow import GAT, GCN, SAGE, Block, compact
 
@@ -38,6 +39,31 @@ def graph(n=45, f=8, classes=3, seed=0):
 
 def quick(data, method="sf", operator="gcn", layers=2, **options):
     return fit(data, method, operator, layers, **{"hidden": 8, "epochs": 6, "lr": 0.01, **options})
+
+
+def test_a_step_of_single_forward_needs_the_same_memory_at_any_depth():
+    data = graph(n=400, f=8)
+
+    def needed(method, depth):
+        torch.manual_seed(0)
+        model = ForwardGNN(8, 32, depth, 3, method=method)
+        masks = (data[m].nonzero().flatten() for m in ("train_mask", "val_mask"))
+        procedure = PROCEDURES[method](model, fg.Nodes(data.x, data.edge_index, data.y, *masks))
+        for stage in range(procedure.stages - 1):
+            procedure.open(stage)
+            procedure.close(stage)
+        last = procedure.stages - 1
+
+        def steps():
+            procedure.open(last)
+            procedure.step(last)
+            procedure.step(last)
+
+        steps()  # the graph's matrices are made outside of what is counted
+        return peak_memory(steps)
+
+    assert needed("sf", 8) == pytest.approx(needed("sf", 2), rel=0.02)
+    assert needed("backprop", 8) > 2 * needed("backprop", 2)
 
 
 # operators

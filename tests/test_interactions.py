@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from offprint.data.interactions import Interactions, Seen, Triples, from_pairs, load_interactions, sample_negatives
+from offprint.data.interactions import (
+    Interactions,
+    Seen,
+    Triples,
+    from_pairs,
+    hold_out,
+    load_interactions,
+    sample_negatives,
+)
 from offprint.errors import DataError, OffprintError
 
 
@@ -203,6 +211,24 @@ def test_save_and_load(tmp_path):
         again.item_index(9)
     with pytest.raises(DataError, match="at least one item"):
         again.items_of([])
+
+
+def test_holding_out_a_part_of_the_training_part():
+    data = load_interactions("lastfm")
+    part = hold_out(data, 0.1, seed=3)
+    assert (part.num_users, part.num_items) == (data.num_users, data.num_items) and part.user_ids == data.user_ids
+    assert part.train.nnz + part.test.nnz == data.train.nnz and part.train.multiply(part.test).nnz == 0
+    assert (part.train + part.test != data.train).nnz == 0  # nothing of the test part, nothing lost
+    had, left, out = (np.diff(m.indptr) for m in (data.train, part.train, part.test))
+    assert (out == np.minimum((0.1 * had + 0.5).astype(int), np.maximum(had - 1, 0))).all() and (
+        left[had > 0] > 0
+    ).all()
+    same, other = hold_out(data, 0.1, seed=3), hold_out(data, 0.1, seed=4)
+    assert (same.test != part.test).nnz == 0 and (other.test != part.test).nnz > 0
+    with pytest.raises(DataError, match="between 0 and 1"):
+        hold_out(data, 1.0)
+    with pytest.raises(DataError, match="take a larger fraction"):
+        hold_out(from_pairs([1, 1, 2], [1, 2, 1], split="none"), 0.1)
 
 
 # -- draws -----------------------------------------------------------------------------------------------------------

@@ -87,6 +87,36 @@ def test_batches_of_users_change_nothing(monkeypatch):
     assert max(len(rows) for rows, _, _ in top_items(users, items, train, 3)) == 7
 
 
+def test_sigmoids_rank_as_scores_do_until_they_tie_at_one():
+    users, items = torch.ones(1, 1), torch.tensor([[0.5], [30.0], [-2.0], [40.0], [3.0], [20.0], [-200.0]])
+    nothing = sp.csr_matrix((1, 7), dtype=np.float32)
+
+    def order(ranking, count=7):
+        return next(top_items(users, items[:count], nothing, 7, ranking=ranking))[2][0].tolist()
+
+    assert order("scores") == [3, 1, 5, 4, 0, 2, 6]
+    assert order("sigmoid") == [1, 3, 5, 4, 0, 2, 6]  # 20, 30 and 40 are all 1 in float32: by ascending item
+    one = sp.csr_matrix((np.ones(1, np.float32), ([0], [3])), shape=(1, 7))  # the best by score, second by sigmoid
+    found = {name: evaluate_ranking(users, items, nothing, one, (1, 2), ranking=name) for name in ranking.RANKINGS}
+    assert [found["scores"]["recall@1"], found["sigmoid"]["recall@1"]] == [1.0, 0.0]
+    assert found["sigmoid"]["recall@2"] == 1.0
+    seen = sp.csr_matrix((np.ones(1, np.float32), ([0], [1])), shape=(1, 7))  # a training item stays out either way
+    assert [next(top_items(users, items, seen, 7, ranking=r))[2][0, -1].item() for r in ranking.RANKINGS] == [-1, -1]
+    with pytest.raises(OffprintError, match="sigmoid"):
+        order("sigmoids")
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_both_rankings_agree_where_nothing_saturates(seed):
+    draw = np.random.default_rng(seed)
+    users, items = (torch.from_numpy(draw.integers(-2, 3, (n, 3)).astype(np.float32)) for n in (9, 14))
+    train, test = (sp.csr_matrix((draw.random((9, 14)) < p).astype(np.float32)) for p in (0.3, 0.4))
+    if test.nnz:
+        one, other = (evaluate_ranking(users, items, train, test, (1, 5), ranking=r) for r in ranking.RANKINGS)
+        assert one == other
+
+
 def test_rankings_that_cannot_be():
     eye = sp.eye(3, 3, format="csr", dtype=np.float32)
     with pytest.raises(OffprintError, match="not all finite"):

@@ -516,6 +516,30 @@ def _check_split(split: str, fraction: float) -> None:
         raise DataError(f"the test part is a fraction between 0 and 1, not {fraction}")
 
 
+def hold_out(data: Interactions, fraction: float = 0.1, seed: int = 0) -> Interactions:
+    """The training part split once more, for choosing rates and epochs without the test part.
+
+    Args:
+        data: its test part is left out.
+        fraction: of each user's training items, rounded; every user keeps at least one.
+
+    Returns:
+        The same users and items; ``test`` holds what was taken from ``train``.
+
+    Raises:
+        DataError: a fraction that is none, or users with too few items for anything to be held out.
+    """
+    _check_split("random", fraction)
+    users, items = data.train.nonzero()
+    part = _split(users, items, None, data.train.shape, "random", fraction, seed)
+    if not part.any():
+        raise DataError(
+            f"holding out {fraction:g} of each user's items of {data.name} takes none; take a larger fraction"
+        )
+    matrices = (_matrix(users[kept], items[kept], data.train.shape) for kept in (~part, part))
+    return Interactions(*matrices, data.user_ids, data.item_ids, f"{data.name}, held out", data.notes)
+
+
 def _named(name: str, root: str | Path | None) -> tuple[Path, Path]:
     """The training and the test file of a data set by name."""
     stems = (("train", "test"), ("data1", "test1"))

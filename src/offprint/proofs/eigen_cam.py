@@ -1,6 +1,12 @@
 """Eigen-CAM on digits hidden in noise among bright squares: does the map lie on the digit, and more so than Grad-CAM's?
 
-And does it stay there when adversarial noise has made the network say another class?
+And does it stay there when adversarial noise has made the network say another class? One network per seed; all maps are of the same
+images, network and layer, so that runs are paired. What is judged is the paper's formula, which projects the activations as they
+are (``center=False``). The form in general use, which subtracts each channel's mean first and is this library's default, is shown
+beside it and is not judged as the claim. "The best" is whichever of Grad-CAM and Grad-CAM++ is better on average.
+
+Earlier versions judged the centred form: its energy on the digit was 43.3 % against 38.0 % for Grad-CAM and 34.5 % for the paper's
+form, the box's IoU 48.7, 45.1 and 41.1 %, over six seeds.
 """
 
 from __future__ import annotations
@@ -13,17 +19,21 @@ from torch import Tensor, nn
 from offprint.data.digits import mnist
 from offprint.methods.understanding import eigen_cam
 from offprint.methods.understanding.eigen_cam import localisation, scale_maps
-from offprint.proofs import Band, Proof
+from offprint.proofs import Effect, Proof, kit
 
 SIZE, SQUARES = 64, 6
 EPSILON = 0.05  # of the adversarial noise; pixels lie in [0, 1]
 METHODS = {
-    "eigencam": lambda net: eigen_cam.EigenCAM(net, "0"),
-    "eigencam_lapack": lambda net: eigen_cam.EigenCAM(net, "0", sign="lapack"),
-    "eigencam_uncentred": lambda net: eigen_cam.EigenCAM(net, "0", center=False),
-    "eigengradcam": lambda net: eigen_cam.EigenGradCAM(net, "0"),
+    "eigencam": lambda net: eigen_cam.EigenCAM(net, "0", center=False),
+    "eigencam_centred": lambda net: eigen_cam.EigenCAM(net, "0"),
     "gradcam": lambda net: eigen_cam.GradCAM(net, "0"),
     "gradcampp": lambda net: eigen_cam.GradCAMPlusPlus(net, "0"),
+}
+RIVALS = ("gradcam", "gradcampp")
+SIZES = {  # mode: seeds, training images, epochs, test images
+    "quick": ((0, 1), 300, 2, 40),
+    "full": ((0, 1, 2, 3, 4), 2400, 6, 300),
+    "gpu": (tuple(range(10)), 6000, 20, 2000),
 }
 
 
@@ -58,11 +68,11 @@ def _network() -> nn.Sequential:
     return nn.Sequential(nn.Sequential(*layers), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
-def _train(seed: int, count: int, epochs: int) -> nn.Sequential:
+def _train(seed: int, count: int, epochs: int, device) -> nn.Sequential:
     torch.manual_seed(seed)
     x, y, _ = scenes(True, count, seed)
-    net = _network().to(memory_format=torch.channels_last)
-    x = x.to(memory_format=torch.channels_last)
+    net = _network().to(device=device, memory_format=torch.channels_last)
+    x, y = x.to(device=device, memory_format=torch.channels_last), y.to(device)
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     batch = 25
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=epochs * (count // batch))
@@ -83,45 +93,56 @@ def _attacked(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return (x.detach() + EPSILON * slope.sign()).clamp(0, 1)
 
 
-def _scores(seed: int, count: int, epochs: int, test: int) -> dict[str, dict[str, float]]:
+def _scores(seed: int, count: int, epochs: int, test: int, device) -> dict[str, dict[str, float]]:
     """Train one network and score every method on the same test images, as they are and attacked."""
-    net = _train(seed, count, epochs)
+    net = _train(seed, count, epochs, device)
     x, y, boxes = scenes(False, test, seed)
+    x, y = x.to(device), y.to(device)
     hostile = _attacked(net, x, y)
     with torch.no_grad():
         right, fooled = net(x).argmax(1) == y, net(hostile).argmax(1) != y
     noise = torch.rand(test, 8, 8, generator=torch.Generator().manual_seed(seed))
-    maps = {name: build(net)(x) for name, build in METHODS.items()} | {"random": scale_maps(noise, (SIZE, SIZE))}
+    maps = {name: build(net)(x).cpu() for name, build in METHODS.items()} | {"random": scale_maps(noise, (SIZE, SIZE))}
     table = {name: localisation(seen.numpy(), boxes, threshold=0.5) for name, seen in maps.items()}
     wrong = fooled.nonzero()[:, 0].tolist()
-    for name in ("eigencam", "gradcam", "gradcampp") if wrong else ():
-        seen = METHODS[name](net)(hostile[wrong])
+    for name in METHODS if wrong else ():
+        seen = METHODS[name](net)(hostile[wrong]).cpu()
         table[name]["attacked"] = localisation(seen.numpy(), [boxes[i] for i in wrong])["energy"]
     return {"network": {"accuracy": float(right.float().mean()), "fooled": float(fooled.float().mean())}, **table}
 
 
 def run(ctx) -> dict:
-    seeds, count, epochs, test = ((0,), 1200, 4, 120) if ctx.quick else (range(6), 3000, 6, 500)
+    seeds, count, epochs, test = SIZES[ctx.mode]
     ctx.total(len(seeds))
     runs = []
     for seed in seeds:
         ctx.step(f"seed {seed}")
-        runs.append(ctx.part(f"seed-{seed}", lambda s=seed: _scores(s, count, epochs, test)))
+        runs.append(ctx.part(f"seed-{seed}", lambda s=seed: _scores(s, count, epochs, test, ctx.device)))
 
     def over(method: str, score: str) -> list[float]:
         return [100 * r[method][score] for r in runs if score in r[method]]
 
-    names = [n for n in runs[0] if n != "network"]
     figures: dict = {
-        f"{score}_{n}": float(np.mean(v)) for n in runs[0] for score in runs[0][n] if (v := over(n, score))
+        f"{score}_{name}": kit.interval(over(name, score))
+        for name in runs[0]
+        for score in runs[0][name]
+        if over(name, score)
     }
     for score, label in (("energy", "energy"), ("iou", "iou"), ("attacked", "attacked_energy")):
-        best = np.maximum(over("gradcam", score), over("gradcampp", score))
-        figures[f"{label}_gain_over_best"] = float(np.mean(np.subtract(over("eigencam", score), best)))
-    figures["energy_gain_over_random"] = figures["energy_eigencam"] - figures["energy_random"]
-    figures["energies"] = {name: over(name, "energy") for name in names}
-    figures["ious"] = {name: over(name, "iou") for name in names}
-    return figures
+        rivals = [r for r in RIVALS if len(over(r, score)) == len(runs)]
+        if rivals:
+            best = max(rivals, key=lambda r, s=score: figures[f"{s}_{r}"]["mean"])
+            figures[f"{label}_best"] = best
+            figures[f"{label}_gain_over_best"] = kit.paired(over("eigencam", score), over(best, score))
+            figures[f"{label}_gain_over_best_centred"] = kit.paired(over("eigencam_centred", score), over(best, score))
+    names = [n for n in runs[0] if n != "network"]
+    digest = [scenes(False, test, seed)[0] for seed in seeds]
+    return {
+        **figures,
+        "energies": {name: over(name, "energy") for name in names},
+        "ious": {name: over(name, "iou") for name in names},
+        "data_digest": kit.digest(*digest),
+    }
 
 
 def plot(figures: dict, figure) -> None:
@@ -138,25 +159,23 @@ def plot(figures: dict, figure) -> None:
     axes[0].invert_yaxis()
 
 
-BETTER = "the paper: better localisation than the best of Grad-CAM and Grad-CAM++, without gradients"
+_BETTER = "the paper: better localisation than the best of Grad-CAM and Grad-CAM++, without gradients"
+_FULL = (
+    Effect("energy_gain_over_best", unit="points", why=_BETTER),
+    Effect("iou_gain_over_best", unit="points", why="the same for the box around the map"),
+    Effect(
+        "attacked_energy_gain_over_best",
+        unit="points",
+        why="the paper: the map stays on the object when the class is wrong",
+    ),
+)
 PROOF = Proof(
     slug="eigen-cam",
     question="Does the first principal component of the activations lie on the object more than Grad-CAM's map does, also when "
     "adversarial noise has changed the class?",
     data="MNIST digits (bundled) at random places on 64x64 noise with six bright squares; a small network trained on them here",
-    baseline="the better of Grad-CAM and Grad-CAM++ on the same network and layer, and a random map of the same grid",
-    bands={
-        "quick": (
-            Band("energy_gain_over_best", 0, 100, "points", BETTER),
-            Band("energy_gain_over_random", 10, 100, "points", "far from chance"),
-        ),
-        "full": (
-            Band("energy_gain_over_best", 0, 100, "points", BETTER),
-            Band("iou_gain_over_best", 0, 100, "points", "the same for the box around the map"),
-            Band("attacked_energy_gain_over_best", 0, 100, "points", "the paper: the map stays on the object when the class is wrong"),
-            Band("energy_gain_over_random", 10, 100, "points", "far from chance"),
-        ),
-    },
+    baseline="the better of Grad-CAM and Grad-CAM++ on the same network and layer; a random map of the same grid beside it",
+    bands={"quick": _FULL[:2], "full": _FULL},
     run=run,
     plot=plot,
-)  # fmt: skip
+)

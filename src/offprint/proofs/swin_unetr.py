@@ -1,8 +1,14 @@
-"""Shifted against unshifted windows: Swin UNETR on a real anatomy with simulated intensities."""
+"""Shifted against unshifted windows: Swin UNETR on a real anatomy with simulated intensities.
+
+Two networks with the same weights at the start, the same crops and the same cost; in one, every second block displaces its
+windows. The rate of each is chosen from the same grid on new images of the training hemisphere; the score is the mean Dice of four tissues on the
+other hemisphere.
+
+Earlier figures, three seeds, one rate, 80 steps of two crops: 71.9 % with and 72.6 % without, a gain of -0.7 points that a band from -2 let
+pass. Here the gain itself is judged. That the network segments at all is shown and not judged.
+"""
 
 from __future__ import annotations
-
-import statistics
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +17,14 @@ from torch import Tensor
 from offprint.data.volumes import TISSUES, brain_labels, simulate_t1, tissue_classes
 from offprint.errors import need
 from offprint.models.segmentation.swin_unetr import SwinUNETR
-from offprint.proofs import Band, Proof
+from offprint.proofs import Effect, Proof, kit
 
 CROP = (32, 32, 64)
+SIZES = {  # mode: steps, crops per step, feature size, judged seeds, rates
+    "quick": (1, 1, 12, (0,), (4e-3,)),
+    "full": (36, 1, 12, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
+    "gpu": (3000, 4, 24, (0, 1, 2, 3, 4), (5e-4, 1e-3, 2e-3, 4e-3)),
+}
 
 
 def _hemispheres() -> tuple[Tensor, Tensor]:
@@ -35,75 +46,72 @@ def _dice_loss(logits: Tensor, target: Tensor) -> Tensor:
     return dice.mean() + F.binary_cross_entropy_with_logits(logits, target)
 
 
-def _train(shift: bool, seed: int, steps: int) -> dict[str, float]:
-    """Mean Dice of each tissue on the other hemisphere."""
+def _arm(name: str, shift: bool, mode: str, device) -> kit.Arm:
+    steps, batch, width, _, _ = SIZES[mode]
     metrics = need("monai.metrics", "medical", "the Dice of the swin-unetr proof")
-    torch.manual_seed(seed)
-    model = SwinUNETR(1, len(TISSUES), feature_size=12, shift=shift, window_size=3)
-    train, test = _hemispheres()
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=1e-5)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-    model.train().to(memory_format=torch.channels_last_3d)
-    for _ in range(steps):
-        images, targets = zip(*(_example(train, generator) for _ in range(2)), strict=True)
-        loss = _dice_loss(model(torch.stack(images)), torch.stack(targets))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    model.eval()
-    metric = metrics.DiceMetric(include_background=True, reduction="mean_batch")
-    with torch.no_grad():
-        for top in (0, 72 - 64):
-            part = test[2:34, top : top + 64, 8:72]
-            image = simulate_t1(part, torch.Generator().manual_seed(99))[None, None]
-            metric((torch.sigmoid(model(image)) > 0.5).float(), tissue_classes(part)[None].float())
-    return dict(zip(TISSUES, (100 * v for v in metric.aggregate().tolist()), strict=True))
+
+    def network() -> SwinUNETR:
+        return SwinUNETR(1, len(TISSUES), feature_size=width, shift=shift, window_size=3)
+
+    def run(seed: int, rate: float, part: str) -> dict[str, float]:
+        torch.manual_seed(seed)
+        model = network().to(device=device, memory_format=torch.channels_last_3d).train()
+        train, test = _hemispheres()
+        generator = torch.Generator().manual_seed(seed)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-5)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+        for _ in range(steps):
+            images, targets = zip(*(_example(train, generator) for _ in range(batch)), strict=True)
+            loss = _dice_loss(model(torch.stack(images).to(device)), torch.stack(targets).to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        metric = metrics.DiceMetric(include_background=True, reduction="mean_batch")
+        with torch.no_grad():
+            for top in (0, 72 - 64):
+                place = (test if part == "test" else train)[2:34, top : top + 64, 8:72]
+                image = simulate_t1(place, torch.Generator().manual_seed(99))[None, None].to(device)
+                metric((torch.sigmoid(model(image)) > 0.5).float().cpu(), tissue_classes(place)[None].float())
+        tissues = dict(zip(TISSUES, (100 * v for v in metric.aggregate().tolist()), strict=True))
+        return {"score": sum(tissues.values()) / len(tissues), **tissues}
+
+    return kit.Arm(name, run, kit.macs(network(), 1, 1, *CROP))
 
 
 def run(ctx) -> dict:
-    seeds, steps = ((0,), 14) if ctx.quick else ((0, 1, 2), 80)
-    ctx.total(2 * len(seeds))
-    rows: dict[str, list[dict]] = {"shifted": [], "unshifted": []}
-    for seed in seeds:
-        for name in rows:
-            ctx.step(f"{name} windows, seed {seed}")
-            rows[name].append(ctx.part(f"{name}-{seed}", lambda n=name, s=seed: _train(n == "shifted", s, steps)))
-    means = {name: [statistics.fmean(r.values()) for r in found] for name, found in rows.items()}
-    dice = {name: statistics.fmean(v) for name, v in means.items()}
+    _, _, _, seeds, rates = SIZES[ctx.mode]
+    ctx.total(kit.steps(2, seeds, rates))
+    arms = [_arm("unshifted", False, ctx.mode, ctx.device), _arm("shifted", True, ctx.mode, ctx.device)]
+    found = kit.compare(ctx, arms, seeds=seeds, rates=rates)
     return {
-        "dice_shifted": dice["shifted"],
-        "dice_unshifted": dice["unshifted"],
-        "gain_of_shifting": dice["shifted"] - dice["unshifted"],
-        "tissues": {name: {t: statistics.fmean(r[t] for r in found) for t in TISSUES} for name, found in rows.items()},
+        **found.figures("dice"),
+        "gain_of_shifting": found.effect("shifted"),
+        "tissues": {name: {t: kit.interval(found.metrics[t][name])["mean"] for t in TISSUES} for name in found.scores},
+        "data_digest": kit.digest(brain_labels()),
     }
 
 
 def plot(figures: dict, figure) -> None:
-    axis = figure.subplots()
+    left, right = figure.subplots(1, 2)
+    kit.bars(figures, left, title="windows", ylabel="mean Dice on the other hemisphere (%)")
     for side, name, colour in ((-0.2, "unshifted", "#b9c6d6"), (0.2, "shifted", "#d9822b")):
         values = list(figures["tissues"][name].values())
-        axis.bar([i + side for i in range(len(values))], values, 0.4, color=colour, label=f"{name} windows")
-    axis.set_xticks(range(len(TISSUES)), list(TISSUES))
-    axis.set_ylabel("Dice on the other hemisphere (%)")
-    axis.legend()
+        right.bar([i + side for i in range(len(values))], values, 0.4, color=colour, label=name)
+    right.set_xticks(range(len(TISSUES)), [t.replace(" ", "\n") for t in TISSUES], fontsize=7)
+    right.legend()
 
 
+_GAIN = Effect("gain_of_shifting", unit="points", why="displaced windows let neighbouring windows speak (Eq. 1)")
 PROOF = Proof(
     slug="swin-unetr",
-    question="Does the network segment real anatomy after minutes of training, and what are displaced windows worth?",
+    question="Is a network with displaced windows better than the same one whose windows all stay in place?",
     data="one real brain segmentation at 2 mm, bundled; intensities are SIMULATED from its labels; trained on one "
     "hemisphere, tested on the other",
-    baseline="the same network with no window displaced",
-    bands={
-        "quick": (Band("dice_shifted", 30, 100, "%", "a few steps; far above guessing"),),
-        "full": (
-            Band("dice_shifted", 70, 100, "%"),
-            Band("gain_of_shifting", -2, 100, "points", "displaced windows must not cost accuracy"),
-        ),
-    },
+    baseline="the same network with no window displaced, from the same start, its rate chosen by the same rule",
+    bands={"quick": (_GAIN,), "full": (_GAIN,)},
     run=run,
     plot=plot,
 )

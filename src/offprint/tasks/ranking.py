@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from offprint.data.interactions import Seen
-from offprint.errors import DataError, OffprintError
+from offprint.errors import DataError, OffprintError, unknown
 
+RANKINGS = ("scores", "sigmoid")  # by the inner products; by their float32 sigmoid, of which all above 17 tie at 1
 _SCORES_AT_ONCE = 1 << 24  # float32 scores of one batch of users: 64 MiB
 
 
@@ -37,7 +38,13 @@ def top_of(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def top_items(
-    users: Tensor, items: Tensor, seen: sp.csr_matrix | None, k: int, *, rows: np.ndarray | None = None
+    users: Tensor,
+    items: Tensor,
+    seen: sp.csr_matrix | None,
+    k: int,
+    *,
+    rows: np.ndarray | None = None,
+    ranking: str = "scores",
 ) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """The k best unseen items of users by inner product, a batch of users at a time.
 
@@ -45,16 +52,24 @@ def top_items(
         users: (N, d). items: (M, d).
         seen: (N, M) CSR, what is never proposed.
         rows: which users, default all.
+        ranking: ``"scores"`` ranks by the inner products. ``"sigmoid"`` ranks by their sigmoid in float32, as the authors of
+            LightGCN do: it is the same order but for scores above 17 or so, which all become 1 and are then as good as each
+            other. Take it to compare with their figures, not to recommend.
 
     Yields:
-        users' rows (B,), scores and items (B, k), best first; item -1 where a user has fewer than k unseen ones.
+        users' rows (B,), scores (or their sigmoids) and items (B, k), best first, equal ones by ascending item; item -1 where a
+        user has fewer than k unseen ones.
     """
+    if ranking not in RANKINGS:
+        raise unknown("ranking", ranking, RANKINGS)
     rows = np.arange(len(users)) if rows is None else rows
     size = max(1, _SCORES_AT_ONCE // max(1, len(items)))
     across = items.t().contiguous()
     for start in range(0, len(rows), size):
         chosen = rows[start : start + size]
         scores = users[torch.from_numpy(chosen).to(users.device)] @ across
+        if ranking == "sigmoid":
+            scores.sigmoid_()
         if seen is not None:
             part = seen[chosen]
             at = np.repeat(np.arange(len(chosen), dtype=np.int64), np.diff(part.indptr)) * len(items) + part.indices
@@ -111,6 +126,7 @@ def evaluate_ranking(
     top: Sequence[int] = (20,),
     *,
     all_users: bool = False,
+    ranking: str = "scores",
     progress=None,
 ) -> dict[str, float]:
     """Full ranking: each user with test items ranks all items but its training items; means over users.
@@ -121,6 +137,7 @@ def evaluate_ranking(
     Args:
         users: (N, d) final embeddings. items: (M, d).
         all_users: see :class:`RankingSums`; False is LightGCN's definition, True is UltraGCN's.
+        ranking: see :func:`top_items`; ``"sigmoid"`` is LightGCN's, ``"scores"`` UltraGCN's.
         progress: called with (users done, users in all).
 
     Raises:
@@ -129,7 +146,7 @@ def evaluate_ranking(
     if not (torch.isfinite(users).all() and torch.isfinite(items).all()):
         raise OffprintError("the embeddings are not all finite, so they rank nothing")
     sums, done = RankingSums(test, top, all_users=all_users), 0
-    for rows, _, best in top_items(users, items, train, sums.top[-1], rows=sums.users):
+    for rows, _, best in top_items(users, items, train, sums.top[-1], rows=sums.users, ranking=ranking):
         sums.add(rows, best.cpu().numpy())
         done += len(rows)
         if progress:

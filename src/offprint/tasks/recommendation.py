@@ -354,10 +354,14 @@ class Trained:
             part.unlink(missing_ok=True)
         return len(rows), self.data.num_users - len(rows)
 
-    def evaluate(self, top: Sequence[int] = (20,), *, all_users: bool = False, progress=None) -> dict[str, float]:
+    def evaluate(
+        self, top: Sequence[int] = (20,), *, all_users: bool = False, ranking: str = "scores", progress=None
+    ) -> dict[str, float]:
         """:func:`~offprint.tasks.ranking.evaluate_ranking` on the test part."""
         data = self.data
-        return evaluate_ranking(*self.embeddings, data.train, data.test, top, all_users=all_users, progress=progress)
+        return evaluate_ranking(
+            *self.embeddings, data.train, data.test, top, all_users=all_users, ranking=ranking, progress=progress
+        )
 
 
 def popularity(train: sp.csr_matrix) -> tuple[Tensor, Tensor]:
