@@ -122,8 +122,8 @@ def test_runs_may_return_more_than_a_score():
     ours = kit.Arm("ours", lambda seed, rate, part: {"score": seed + 2 * rate, "ndcg": 1.0 - seed})
     found = kit.compare(ctx, [plain, ours], seeds=(0, 1, 2), rates=(0.5, 1.0))
     assert found.scores == {"plain": [1.0, 2.0, 3.0], "ours": [2.0, 3.0, 4.0]} and found.rates["ours"] == 1.0
-    assert found.effect("ours")["mean"] == found.effect("ours", of="ndcg")["mean"] == 1.0
-    assert found.more == {"ndcg": {"plain": [0, -1, -2], "ours": [1.0, 0.0, -1.0]}}
+    assert found.effect("ours")["mean"] == found.effect("ours", metric="ndcg")["mean"] == 1.0
+    assert found.metrics["ndcg"] == {"plain": [0, -1, -2], "ours": [1.0, 0.0, -1.0]}
 
 
 def test_unknown_names_offer_the_nearest():
