@@ -151,33 +151,6 @@ def test_registry_refusals():
     assert offprint.list_models("convnext_*", paper="convnext", pretrained=True)
 
 
-def test_pretrained_from_a_local_folder(tmp_path, monkeypatch):
-    """``OFFPRINT_WEIGHTS`` stands in for the network, and a digest that differs is refused."""
-    from offprint.models import hub
-    from offprint.models.registry import Weights
-
-    model = small("convnext_tiny", num_classes=4)
-    torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
-    monkeypatch.setenv("OFFPRINT_WEIGHTS", str(tmp_path))
-    assert hub.fetch(Weights("https://example.org/w.pth")) == tmp_path / "w.pth"
-    with pytest.raises(CheckpointError, match="SHA-256"):
-        hub.fetch(Weights("https://example.org/w.pth", sha256="00ff"))
-    monkeypatch.setenv("OFFPRINT_WEIGHTS", str(tmp_path / "none"))
-    with pytest.raises(CheckpointError, match="not a folder"):
-        hub.fetch(Weights("https://example.org/w.pth"))
-
-
-def test_no_network_says_what_to_do(tmp_path, monkeypatch):
-    from offprint.models import hub
-    from offprint.models.registry import Weights
-
-    monkeypatch.delenv("OFFPRINT_WEIGHTS", raising=False)
-    monkeypatch.setenv("OFFPRINT_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match="OFFPRINT_WEIGHTS"):
-        hub.fetch(Weights("http://127.0.0.1:9/w.pth"), progress=False)
-    assert list(tmp_path.rglob("*.p*")) == []
-
-
 # -- the checkpoint reader -------------------------------------------------------------------------------------------
 def test_reader_refuses_what_would_run_code(tmp_path):
     class Bomb:

@@ -30,4 +30,6 @@ def info(
     table = Table(title=model, title_justify="left", show_header=False)
     for key, value in counted.items():
         table.add_row(key, f"{value:,}" if isinstance(value, int) else str(value))
+    if released := entry(model).weights:
+        table.add_row("weights", ", ".join(f"{tag} ({w.publisher})" for tag, w in released.items()))
     out.print(table)

@@ -30,5 +30,6 @@ def models(
     for column in ("name", "paper", "kind", "released weights"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["paper"], row["kind"], ", ".join(row["weights"]))
+        released = entry(row["name"]).weights.values()
+        table.add_row(row["name"], row["paper"], row["kind"], ", ".join(dict.fromkeys(w.publisher for w in released)))
     out.print(table)

@@ -116,14 +116,13 @@ def fetch(model: str, tag: bool | str = True, progress: bool = True) -> Path:
         "or pass checkpoint_path="
     )
     if weights.url.startswith("hf:"):
-        import httpx
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HfHubHTTPError
 
         owner, repository, file = weights.url[3:].split("/", 2)
         try:
             path = Path(hf_hub_download(f"{owner}/{repository}", file))
-        except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        except (HfHubHTTPError, OSError) as error:
             raise CheckpointError(
                 f"could not fetch {file} of {owner}/{repository} from the Hugging Face hub ({type(error).__name__}); {by_hand}"
             ) from error

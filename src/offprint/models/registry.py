@@ -77,8 +77,8 @@ class Entry:
         """The tag that ``pretrained=wanted`` means: the first one, or the one of this name."""
         if not self.weights:
             raise OffprintError(
-                f"{self.name} has no released weights; pass checkpoint_path= for a file of your own. "
-                f"Models with released weights: {', '.join(list_models(pretrained=True))}"
+                f"{self.name} has no released weights; pass checkpoint_path= for a file of your own, or choose a model that has "
+                f"({', '.join(list_models(paper=self.paper, pretrained=True)[:6]) or 'none of this paper'}; all of them: offprint weights)"
             )
         tag = next(iter(self.weights)) if wanted is True else str(wanted)
         if tag not in self.weights:
@@ -86,10 +86,13 @@ class Entry:
         return tag
 
     def release(self, wanted: bool | str = True) -> Weights:
-        """The released checkpoint of this tag, with the model's own input and preprocessing where it has none."""
+        """The released checkpoint of this tag, with the model's own classes, input and preprocessing where it has none."""
         chosen = self.weights[self.tag(wanted)]
+        parameter = inspect.signature(self.build).parameters.get("num_classes")
+        own = self.kwargs.get("num_classes", parameter.default if parameter else None)
         return replace(
             chosen,
+            num_classes=own if chosen.num_classes is None else chosen.num_classes,
             input_size=chosen.input_size or self.input_size,
             preprocessing=self.preprocessing if chosen.preprocessing is None else chosen.preprocessing,
         )

@@ -61,7 +61,7 @@ def cadene(file: str, size: int, resize: int, one: float, five: float, **more: A
     url = f"http://data.lip6.fr/cadene/pretrainedmodels/{file}.pth"
     half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear"}
     return Weights(
-        url, "pretrained-models.pytorch", "cadene", "BSD-3-Clause", hashed(url),
+        url, "cadene", "cadene", "BSD-3-Clause", hashed(url),
         input_size=(3, size, size), preprocessing={**half, "crop_pct": size / resize, "crop_mode": "center"},
         metrics=top(one, five), metrics_source="Cadene/pretrained-models.pytorch README, our porting", **more,
     )  # fmt: skip
