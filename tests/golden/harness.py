@@ -7,7 +7,7 @@ cases) stands beside the record in `SLUG/adapter.py`, which takes every number f
     CALLS = {"custom: ...": function(model, record, *inputs) -> outputs}
     CASES = {record stem: function(record) -> list of (label, got, expected, tolerance)}
     PARAMETERS = {record stem: function(record) -> count}   # where the reference holds parameters that ours does not
-    WORDS = {record stem: {words of the notes: why their numbers are no setting of the adapter}}
+    WORDS = {record stem: {words of the notes, or "inputs.NAME": why their numbers are no setting of the adapter}}
     SMALL = {model name: kwargs}           # backbones: one variant per class, small, for the properties in test_models.py
 
 The tolerance of a row is for a case in float32; where the case was taken in double, or states its own tolerance, that holds.
@@ -27,11 +27,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE)) if str(HERE) not in sys.path else None
 import golden  # noqa: E402
 from reading import precision  # noqa: E402
+
+LIBRARY = f"{HERE.parents[1] / 'src' / 'offprint'}{os.sep}"
+NARROW = (torch.float32, torch.float16, torch.bfloat16, torch.complex64)
 
 RECORDS = sorted(p for p in HERE.glob("*/*.json"))
 CALLS = {
@@ -93,7 +97,7 @@ def loaded(record: dict):
 
 def results(record: dict, beside, model: torch.nn.Module):
     """What the calls of a record give."""
-    tensors = [torch.from_numpy(x).to(precision(record)) for x in golden.inputs(record)]
+    tensors = [torch.from_numpy(x.astype(golden.dtype(record))) for x in golden.inputs(record)]
     own, found = getattr(beside, "CALLS", {}), []
     with torch.no_grad():
         for call in record["api"]["calls"]:
@@ -118,7 +122,10 @@ def check_model(path: Path) -> tuple[list[str], float]:
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         if expected != count:
             errors.append(f"{count} parameters, the reference has {expected}")
-    found = results(record, beside, model)
+    with Precision() as seen:
+        found = results(record, beside, model)
+    if precision(record) == torch.float64 and seen.narrow:
+        errors += [f"computed in {kind}: {where}" for where, kind in list(seen.narrow.items())[:5]]
     worst = 0.0
     for (label, value), expected in zip(golden.flatten(found), record["outputs"], strict=False):
         if list(value.shape) == expected["shape"]:
@@ -146,15 +153,48 @@ def _difference(got, expected) -> float:
     return float(np.nanmax(np.abs(a - b)) / max(float(np.nanmax(np.abs(b))), 1e-12))
 
 
+class Precision(TorchDispatchMode):
+    """While it is open: which operations of the library gave values in less than double, by the line that asked for them.
+
+    A network is built and loaded in float32 and then moved, which is left out: that is how its user does it.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.narrow: dict[str, torch.dtype] = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for value in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(value, torch.Tensor) and value.dtype in NARROW and value.numel() and (line := _line()):
+                self.narrow.setdefault(f"{function} at {line}", value.dtype)
+        return out
+
+
+def _line() -> str | None:
+    """The innermost line of the library that is running; ``None`` while a network is built or loaded."""
+    frame, found = sys._getframe(2), None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.startswith(LIBRARY):
+            if code.co_name == "load_weights":
+                return None
+            if code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module):
+                return None
+            found = found or f"{Path(code.co_filename).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return found
+
+
 class Touched:
     """While it is open: which functions of the library were called. A case that calls none compares others with others."""
 
-    def __init__(self, root: Path = Path(__file__).parents[2] / "src" / "offprint"):
-        self.root, self.seen = f"{root}{os.sep}", set()
+    def __init__(self):
+        self.seen = set()
 
     def __call__(self, frame, event, argument):
         code = frame.f_code
-        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(self.root):
+        if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(LIBRARY):
             self.seen.add(code)  # bodies of modules and classes, which an import runs, are not optimised
 
     def __enter__(self):
@@ -171,9 +211,10 @@ def check_case(path: Path) -> tuple[list[str], float]:
     return compare_case(record, beside.CASES[path.stem])
 
 
-def compare_case(record: dict, function) -> tuple[list[str], float]:
-    """The same of a record and the function that computes it."""
-    own = record.get("tolerance") or (golden.TOLERANCE_64 if golden.dtype(record) == "float64" else None)
+def compare_case(record: dict, function, own: float | None = ...) -> tuple[list[str], float]:
+    """The same of a record and the function that computes it; ``own`` is the record's tolerance, ``None`` for that of each row."""
+    if own is ...:
+        own = record.get("tolerance") or (golden.TOLERANCE_64 if golden.dtype(record) == "float64" else None)
     with Touched() as touched:
         rows = list(function(record))
     if not rows:

@@ -18,7 +18,7 @@ def precision(record: dict) -> torch.dtype:
 
 def array(record: dict, spec: dict) -> Tensor:
     """The array of this shape and seed."""
-    return torch.from_numpy(golden.array(spec["shape"], spec["seed"])).to(precision(record))
+    return torch.from_numpy(golden.array(spec["shape"], spec["seed"]).astype(golden.dtype(record)))
 
 
 def said(record: dict, words: str):

@@ -116,10 +116,18 @@ CASES = {
     "link_ff": lambda record: _links(record, "link_ff"),
     "link_fl_topdown": lambda record: _links(record, "link_fl_topdown"),
 }
-_STEPS = {"steps 2..9": "the rule of the library", "steps 2..9 of 10": "the rule of the library"}
+_STEPS = {"steps 2..9": "the rule of the library"}
+_UNSEEN = {"inputs.val": "validation nodes are not told in these forms, and nothing stops early"}
 WORDS = {
-    "sf_top2input": {"layers 0,2,.. updated before 1,3,..": "the order of the library", **_STEPS},
+    "sf": _UNSEEN,
+    "sf_top2loss": _UNSEEN,
+    "sf_top2input": {"layers 0,2,.. updated before 1,3,..": "the order of the library", "of 10": "the rule of the library", **_STEPS, **_UNSEEN},
     "link_fl_topdown": _STEPS,
-    "link_fl": {"1 - exp(loss)": "the rule of the adapter", "which score 0": "the rule of the library"},
+    "ff_virtual_nodes": {"n..n+C-1": "how the library numbers virtual nodes"},
+    "link_fl": {
+        "1 - exp(loss)": "the rule of the adapter",
+        "which score 0": "the rule of the library",
+        "inputs.theta": "this form has no threshold",
+    },
     "link_ff": {"1 - exp(loss)": "the rule of the other form", "which score 0": "the rule of the library"},
 }

@@ -17,6 +17,7 @@ from offprint.tasks.ranking import evaluate_ranking, ranking_metrics
 def _matrix(lists, width):
     starts = np.cumsum([0, *map(len, lists)])
     matrix = sp.csr_matrix((np.ones(starts[-1], np.float32), list(chain(*lists)), starts), shape=(len(lists), width))
+    matrix.check_format()
     matrix.sort_indices()
     return matrix
 

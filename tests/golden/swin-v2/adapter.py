@@ -24,7 +24,7 @@ def simmim(model: SimMIM, record, image):
     share, repeats = said(record, "first ceil(# units)"), said(record, "every unit # times")
     rows, columns = (s // unit for s in image.shape[2:])
     units = rows * columns
-    mask = torch.zeros(len(image), units)
+    mask = image.new_zeros(len(image), units)
     for b in range(len(image)):
         order = np.argsort(golden.array((units,), seed + b), kind="stable")
         mask[b, order[: math.ceil(round(share * units, 9))].copy()] = 1
