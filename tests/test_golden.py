@@ -14,7 +14,9 @@ import golden
 import harness
 
 CASES = [p for p in harness.RECORDS if "expected" in golden.load(p)]
-CUSTOM = [p for p in harness.RECORDS if any(c.startswith("custom") for c in golden.load(p).get("api", {}).get("calls", ()))]
+CUSTOM = [
+    p for p in harness.RECORDS if any(c.startswith("custom") for c in golden.load(p).get("api", {}).get("calls", ()))
+]
 LONG = {"lightgcn/gowalla_epoch"}  # minutes, and what lastfm_epochs does in seconds
 
 
