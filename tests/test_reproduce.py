@@ -194,7 +194,7 @@ LAYOUTS = [_synset_folders, _with(_truth_numbers), _with(_truth_synsets), _with(
 def test_every_layout_of_imagenet_is_reproduced(layout, tmp_path):
     rows = reproduction.reproduce("colours", layout(tmp_path / "data"), claim="c-top1")
     assert [(r.claim.id, r.value, r.evidence.level) for r in rows] == [("c-top1", 100.0, "reproduced")]
-    assert Ledger().measurements("swin")[0]["weights"] == "authors's weights in1k"
+    assert Ledger().measurements("swin")[0]["weights"] == "the authors' weights in1k"
 
 
 def test_the_same_data_has_one_digest_in_all_layouts(tmp_path):

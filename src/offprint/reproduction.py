@@ -203,4 +203,5 @@ def _whose(job) -> str:
     tag = job.tag or next(iter(job.entry.weights))
     if tag not in job.entry.weights:
         raise unknown(f"weights of {job.model}", tag, job.entry.weights)
-    return f"{job.entry.weights[tag].publisher}'s weights {tag}"
+    publisher = job.entry.weights[tag].publisher
+    return f"the authors' weights {tag}" if publisher == "authors" else f"{publisher}'s weights {tag}"

@@ -218,7 +218,8 @@ def _equal(claim: Claim, protocol: Protocol, taken: Mapping[str, Any], missing: 
         for stem in claim.evidence.golden:
             record = taken.get("golden", {}).get(stem)
             if record and record["ok"] and record.get("dialect") == row["dialect"] and record.get("model"):
-                text = f"{row['publisher']}'s weights {tag} state {stated[tag]:g}; their code's record {stem} passes"
+                whose = "the authors'" if row["publisher"] == "authors" else f"{row['publisher']}'s"
+                text = f"{whose} weights {tag} state {stated[tag]:g}; their code's record {stem} passes"
                 return Evidence("equal", text + f" (largest difference {record['worst']:.0e})", stale(record))
     missing.append(
         "no record of the releasing party's code passes among " + (", ".join(claim.evidence.golden) or "none")
