@@ -58,7 +58,11 @@ def test_unknown_names_offer_the_nearest():
             "value = 1.0\nevidence = {proof = {figure = 'x', protocol = 'like'}}",
             "proof.protocol",
         ),
-        ("value = 1.0", "value = 1.0\nevidence = {structural = {model = 'x', count = 'layers'}}", "parameters or macs"),
+        (
+            "value = 1.0",
+            "value = 1.0\nevidence = {structural = {model = 'x', count = 'layers'}}",
+            "parameters_without_norms",
+        ),
         ('title = "T"', "title = ", "not valid TOML"),
         ('title = "T"', 'title = "T"\nslug = "x"', "slug"),
     ],

@@ -114,10 +114,14 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
             found[name] = kept
             continue
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in offprint.create_model(name).parameters())
+            model = offprint.create_model(name)
+            parameters = sum(p.numel() for p in model.parameters())
+            norms = [m for m in model.modules() if "norm" in type(m).__name__.lower() and not list(m.children())]
+            norm = sum(p.numel() for m in norms for p in m.parameters())
         macs = {key: model_info(name, shape or None)["macs"] for shape, key in shapes.items()}
         found[name] = {
             "parameters": parameters,
+            "parameters_without_norms": parameters - norm,
             "macs": macs,
             "modules": modules,
             "source": sources.digest(modules),

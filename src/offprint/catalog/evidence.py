@@ -237,7 +237,12 @@ def _counted(claim: Claim, taken: Mapping[str, Any]) -> Evidence | None:
         value = value.get("x".join(map(str, link.input)) or "own")
     if row is None or value is None:
         return None
-    text = f"{link.model}: {value:,} {'parameters' if link.count == 'parameters' else 'multiply-adds'}"
+    words = {
+        "parameters": "parameters",
+        "parameters_without_norms": "parameters outside of norms",
+        "macs": "multiply-adds",
+    }
+    text = f"{link.model}: {value:,} {words[link.count]}"
     fits = _rounds(claim, value / SCALES[claim.unit])
     return Evidence("structural" if fits else "contradicted", text, stale(row))
 
