@@ -292,9 +292,7 @@ def load_file(path: str | Path) -> Paper:
             check(claim.protocol.seeds >= 1, f"{where}.protocol.seeds", "is below 1")
         count = claim.evidence.structural
         if count is not None:
-            check(
-                count.count in ("parameters", "macs"), f"{where}.evidence.structural.count", "give parameters or macs"
-            )
+            check(count.count in COUNTS, f"{where}.evidence.structural.count", f"give one of {', '.join(COUNTS)}")
             check(claim.value is not None, f"{where}.evidence.structural", "a count supports a number")
             check(claim.unit in SCALES, f"{where}.unit", f"{claim.unit!r} of a count is not one of {', '.join(SCALES)}")
     check(bool(paper.claims), "claims", "a paper claims something; give at least one")
