@@ -267,6 +267,14 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path):
         reproduction.reproduce("colours", root, claim="c-top1")
 
 
+def test_an_error_is_what_an_accuracy_leaves():
+    released = registry.Weights("u", "authors", "authors", "MIT", metrics={"imagenet-1k": {"top1": 77.46}})
+    assert protocols.stated(released, "imagenet-1k", "top1_error") == 22.54
+    assert protocols.stated(released, "imagenet-1k", "top1") == 77.46
+    assert protocols.stated(released, "imagenet-1k", "top5_error") is None
+    assert protocols.stated(released, "imagenet-v2", "top1") is None
+
+
 def test_another_order_of_classes_is_named_before_the_run(tmp_path):
     """Numbers in an order of their own that look like the models': what makes 0 % elsewhere."""
     other = dict(zip(CLASSES, (5, 9, 300, 444, 640, 20), strict=True)) | {640: 71}

@@ -131,13 +131,20 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
 
 def _weights(paper: catalog.Paper) -> dict[str, dict]:
     """What the registry says of the released weights of the models that claims are about."""
+    from offprint.tasks.protocols import stated
+
     found: dict[str, dict] = {}
+    asked = {(c.protocol.data, c.protocol.metric) for c in paper.claims if c.protocol}
     for name in sorted({c.model for c in paper.claims if c.model} & set(list_models())):
         spec = entry(name)
         for tag, w in spec.weights.items():
             size = w.input_size or spec.input_size
+            metrics: dict[str, dict[str, float]] = {}
+            for data, metric in sorted(asked):
+                if (value := stated(w, data, metric)) is not None:
+                    metrics.setdefault(data, {})[metric] = value
             found.setdefault(name, {})[tag] = {
-                "publisher": w.publisher, "dialect": w.dialect, "metrics": {k: dict(v) for k, v in w.metrics.items()},
+                "publisher": w.publisher, "dialect": w.dialect, "metrics": metrics,
                 "input": size[-1] if size else 0, "crop": dict(w.preprocessing or spec.preprocessing or {}).get("crop_pct", 0.0),
             }  # fmt: skip
     return found

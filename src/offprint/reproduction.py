@@ -175,12 +175,13 @@ def reproduce(
 def _nearest(model: str, members: list[Claim]) -> str | None:
     """The tag whose publisher states the figure nearest to the claimed one, for the protocol's data and input."""
     from offprint.api import entry
+    from offprint.tasks.protocols import stated as told
 
     best: tuple[float, str] | None = None
     for tag, released in entry(model).weights.items():
         for c in members:
             assert c.protocol is not None and c.value is not None
-            stated = released.metrics.get(c.protocol.data, {}).get(c.protocol.metric)
+            stated = told(released, c.protocol.data, c.protocol.metric)
             size = released.input_size[-1] if released.input_size else 0
             if stated is None or (c.protocol.input and size and size != c.protocol.input):
                 continue

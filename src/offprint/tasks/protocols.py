@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from offprint.errors import OffprintError
-from offprint.models.registry import Entry, entry
+from offprint.models.registry import Entry, Weights, entry
 
 
 class Asked(Protocol):
@@ -139,6 +139,15 @@ RUNNERS: dict[str, Runner] = {
     **dict.fromkeys(("cora", "citeseer", "pubmed", "amazon_computers", "amazon_photo", "coauthor_cs", "coauthor_physics"), _NODES),
     **dict.fromkeys(("gowalla", "yelp2018", "amazon-book", "lastfm", "electronics"), _RANKED),
 }  # fmt: skip
+
+
+def stated(weights: Weights, data: str, metric: str) -> float | None:
+    """What the publisher of these weights states for a metric on a data set; an error is what an accuracy leaves of 100 %."""
+    found = weights.metrics.get(data, {})
+    if metric in found:
+        return found[metric]
+    accuracy = found.get(metric.removesuffix("_error")) if metric.endswith("_error") else None
+    return None if accuracy is None else round(100 - accuracy, 6)
 
 
 def why_not(model: str, asked: Asked) -> str:
