@@ -104,13 +104,21 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
     wanted: dict[str, set] = {}
     for claim in paper.claims:
         if (link := claim.evidence.structural) and link.model in list_models():
-            wanted.setdefault(link.model, set()).add(link.input if link.count == "macs" else None)
+            wanted.setdefault(link.model, set()).add(link.input if link.count == "macs" else link.count)
     found = {}
-    for name, inputs in track(sorted(wanted.items()), f"{paper.slug}: counts", transient=True):
+    for name, inputs in track(
+        sorted(wanted.items(), key=lambda item: item[0]), f"{paper.slug}: counts", transient=True
+    ):
         modules = sorted({entry(name).module, paper.module, "offprint.models.info"})
-        shapes = {i: "x".join(map(str, i)) or "own" for i in inputs if i is not None}
+        shapes = {i: "x".join(map(str, i)) or "own" for i in inputs if isinstance(i, tuple)}
+        merged = "parameters_deployed" in inputs
         kept = _kept(before, "counts", name)
-        if kept and kept["modules"] == modules and set(shapes.values()) <= set(kept["macs"]):
+        if (
+            kept
+            and kept["modules"] == modules
+            and set(shapes.values()) <= set(kept["macs"])
+            and merged <= ("parameters_deployed" in kept)
+        ):
             found[name] = kept
             continue
         with torch.device("meta"):
@@ -126,6 +134,9 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
             "modules": modules,
             "source": sources.digest(modules),
         }
+        if merged:
+            deployed = offprint.deploy(offprint.create_model(name).eval())
+            found[name]["parameters_deployed"] = sum(p.numel() for p in deployed.parameters())
     return found
 
 
