@@ -240,6 +240,7 @@ def _counted(claim: Claim, taken: Mapping[str, Any]) -> Evidence | None:
     words = {
         "parameters": "parameters",
         "parameters_without_norms": "parameters outside of norms",
+        "parameters_deployed": "parameters deployed",
         "macs": "multiply-adds",
     }
     text = f"{link.model}: {value:,} {words[link.count]}"
