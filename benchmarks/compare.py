@@ -28,6 +28,7 @@ class Row:
         memory: peak bytes of tensors, (ours, theirs), where taken.
         required: ratio that must be reached; 0 for information only.
         note: anything a reader of the figure must know.
+        growth: the row is about growth with size or memory, not about speed against a peer.
     """
 
     paper: str
@@ -38,6 +39,7 @@ class Row:
     memory: tuple[int, int] | None = None
     required: float = 1.0
     note: str = ""
+    growth: bool = False
 
     @property
     def ratio(self) -> float:

@@ -150,7 +150,15 @@ def _growth() -> Iterator[Row]:
     for n, at in enumerate(counts):
         linear = [values[0] * at / counts[0] for values in (steps, epochs)]
         tail = f" (slope {slopes[0]:.2f})" if n + 1 == len(counts) else ""
-        yield Row("lightgcn", f"step, {at:,} interactions{tail}", "linear growth", steps[n], linear[0], required=0.0)
+        yield Row(
+            "lightgcn",
+            f"step, {at:,} interactions{tail}",
+            "linear growth",
+            steps[n],
+            linear[0],
+            required=0.0,
+            growth=True,
+        )
         tail = f" (slope {slopes[1]:.2f})" if n + 1 == len(counts) else ""
         yield Row(
             "lightgcn",
@@ -159,6 +167,7 @@ def _growth() -> Iterator[Row]:
             epochs[n],
             linear[1],
             required=0.0,
+            growth=True,
             note="a step passes over the whole graph, and an epoch has as many steps as interactions allow: the square",
         )
 

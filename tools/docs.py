@@ -118,6 +118,7 @@ def main() -> None:
     for name in ("CONTRIBUTING", "CHANGELOG"):
         (DOCS / f"{name.lower()}.md").write_text((ROOT / f"{name}.md").read_text())
     (DOCS / "commands.md").write_text(tables.commands())
+    (DOCS / "benchmarks.md").write_text(f"# Benchmarks\n\n{tables.speed()}\n\n{tables.benchmarks()}\n")
     nav = [{k: v} for k, v in PAGES.items()]
     nav += [{"Papers": [{"All": "papers/index.md"}, *({kind: pages} for kind, pages in nav_papers.items())]}]
     nav += [{"API": nav_api}, {"Adding a paper": "contributing.md"}, {"Changes": "changelog.md"}]

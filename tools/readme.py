@@ -27,7 +27,7 @@ BLOCK = re.compile(r"(<!-- run -->\n```console\n)(.*?)(```)", re.S)
 
 def fill(text: str) -> str:
     """The text with its tables made anew."""
-    parts = {"papers": tables.papers, "levels": tables.levels, "benchmarks": tables.benchmarks}
+    parts = {"papers": tables.kinds, "levels": tables.levels, "benchmarks": tables.speed}
     for name, make in parts.items():
         pattern = re.compile(rf"(<!-- begin:{name} -->\n).*?(<!-- end:{name} -->)", re.S)
         assert pattern.search(text), f"README has no part {name}"

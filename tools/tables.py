@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 
@@ -56,6 +57,16 @@ def papers(link: str = "") -> str:
         rows.append([f"`{paper.slug}`", title, paper.venue, paper.kind, "built" if paper.built else "planned", known,
                      measured(paper.slug) if paper.built else ""])  # fmt: skip
     return table(["paper", "title", "venue", "kind", "state", "claims with evidence", "proof"], rows)
+
+
+def kinds() -> str:
+    """The papers by kind: how many are built, and which."""
+    rows = []
+    for kind in catalog.KINDS:
+        papers = catalog.papers(kind)
+        built = [p.slug for p in papers if p.built]
+        rows.append([kind, f"{len(built)} of {len(papers)}", ", ".join(built) or "planned"])
+    return table(["kind", "built", "papers"], rows)
 
 
 def levels() -> str:
@@ -116,6 +127,27 @@ def benchmarks(file: Path = ROOT / "benchmarks" / "results.json") -> str:
                          memory, r["note"]])  # fmt: skip
     head = ["paper", "work", "peer", "ours (s)", "theirs (s)", "ratio", "peak MB ours / theirs", ""]
     return f"Measured {', '.join(sorted(dates))} on {'; '.join(sorted(machines))}.\n\n" + table(head, rows)
+
+
+def speed(file: Path = ROOT / "benchmarks" / "results.json") -> str:
+    """The benchmarks in a few lines: by paper the rows, the geometric mean of the ratios, and the slowest row."""
+    if not file.is_file():
+        return "Not measured yet: `make bench`."
+    rows, every = [], []
+    for slug, kept in sorted(json.loads(file.read_text()).items()):
+        timed = [r for r in kept["rows"] if not r["growth"]]  # the others are about growth and memory
+        every += [(r["ratio"], f"{slug}, {r['what']}, against {r['peer']}") for r in timed]
+        rows.append((slug, geometric_mean([r["ratio"] for r in timed])))
+    behind = sorted(e for e in every if e[0] < 1)
+    lines = [
+        f"{len(every)} rows of {len(rows)} papers: their time over ours, geometric mean {geometric_mean([r for r, _ in every]):.2f}.",
+        f"Below 1: {len(behind)}"
+        + ("; worst " + "; ".join(f"{r:.2f} ({what})" for r, what in behind) if behind else "")
+        + ".",
+        "By paper: " + ", ".join(f"{slug} {mean:.2f}" for slug, mean in rows) + ".",
+        "Ours runs deployed and in the memory format that is best for it, the peer as its users call it (eager).",
+    ]
+    return "\n".join(f"- {line}" for line in lines)
 
 
 def commands() -> str:
