@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment
 
@@ -77,7 +78,7 @@ def write_report(path: str | Path, ledger=None) -> Path:
     book = ledger or room.Ledger()
     newest = {mode: book.latest(mode) for mode in proofs.MODES}
     having = set(proofs.available())
-    rows = []
+    rows: list[dict[str, Any]] = []
     for paper in catalog.papers():
         claims, measured, taken = [], book.measurements(paper.slug), evidence.snapshot(paper.slug)
         for claim in paper.claims:
