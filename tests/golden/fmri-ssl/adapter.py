@@ -48,7 +48,12 @@ def reconstruction_losses(record):
     edges = draw > said(record, "(array > #)")
     graph = (edges | edges.T | torch.eye(len(edges), dtype=torch.bool)).to(latent)
     yield "edges", graph.sum(), expected["edges"], 0
-    yield "edge cross entropy", edge_loss(latent / said(record, "latent = array / #"), graph), expected["edge_bce"], 1e-6
+    yield (
+        "edge cross entropy",
+        edge_loss(latent / said(record, "latent = array / #"), graph),
+        expected["edge_bce"],
+        1e-6,
+    )
 
 
 CASES = {"dynamic_fc": dynamic_fc, "reconstruction_losses": reconstruction_losses}

@@ -121,7 +121,12 @@ _UNSEEN = {"inputs.val": "validation nodes are not told in these forms, and noth
 WORDS = {
     "sf": _UNSEEN,
     "sf_top2loss": _UNSEEN,
-    "sf_top2input": {"layers 0,2,.. updated before 1,3,..": "the order of the library", "of 10": "the rule of the library", **_STEPS, **_UNSEEN},
+    "sf_top2input": {
+        "layers 0,2,.. updated before 1,3,..": "the order of the library",
+        "of 10": "the rule of the library",
+        **_STEPS,
+        **_UNSEEN,
+    },
     "link_fl_topdown": _STEPS,
     "ff_virtual_nodes": {"n..n+C-1": "how the library numbers virtual nodes"},
     "link_fl": {

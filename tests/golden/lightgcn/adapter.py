@@ -3,7 +3,6 @@
 import re
 from itertools import chain
 
-import golden
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -82,7 +81,7 @@ def bpr_steps(record):
 
 def metrics(record):
     given, expected = record["inputs"], record["expected"]
-    scores = golden.array(given["scores"]["shape"], given["scores"]["seed"])
+    scores = array(record, given["scores"])
     train, test = (_matrix(given[k], scores.shape[1]) for k in ("train", "test"))
     found = ranking_metrics(scores, train, test, given["k"])
     for name in ("recall", "precision", "ndcg"):
@@ -144,7 +143,11 @@ _PROTOCOL = {
 }
 WORDS = {
     "lastfm_epochs": {**_PROTOCOL, "of epoch 0": "the first"},
-    "gowalla_epoch": {**_PROTOCOL, "in order (396)": "follows from the data", "(numbered from 0)": "how the keys count"},
+    "gowalla_epoch": {
+        **_PROTOCOL,
+        "in order (396)": "follows from the data",
+        "(numbered from 0)": "how the keys count",
+    },
     "lightgcn_d64_l3": {"mean over layers 0..3": "in the arguments"},
     "lightgcn_pyg_d64_l3": {"alpha is 1/(L+1)": "the rule of the library"},
 }

@@ -64,7 +64,11 @@ def loss_steps(record):
     model.set_interactions(train)
     # where two weights tie for the last place the record may have the other one: same weight, so its choice is taken
     everything = edge_weights(train, len(items))
-    full = torch.zeros(len(items), len(items)).to(everything.similarities).scatter_add_(1, everything.neighbours, everything.similarities)
+    full = (
+        torch.zeros(len(items), len(items))
+        .to(everything.similarities)
+        .scatter_add_(1, everything.neighbours, everything.similarities)
+    )
     chosen = torch.tensor(given["neighbours"])
     yield "weights of its neighbours", model.similarities, full.gather(1, chosen).tolist(), 1e-6
     model.neighbours = chosen.int()

@@ -48,9 +48,7 @@ from offprint.nn.precision import wide_dtype
 from offprint.nn.windows import Windows, attend, gather_bias, keep
 
 
-def log_coordinates(
-    window: int, pretrained_window: int = 0, device=None, dtype: torch.dtype = torch.float32
-) -> Tensor:
+def log_coordinates(window: int, pretrained_window: int = 0, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
     """Log-spaced offsets ((2M - 1)², 2) of Eq. 4, rows first; up to ±1.0566 where M is the pre-training window."""
     span = (pretrained_window or window) - 1
     t = torch.arange(1 - window, window, device=device, dtype=dtype) * (8 / max(span, 1))

@@ -411,7 +411,11 @@ class ForwardGNN(nn.Module):
         for c in range(self.num_classes):
             told = torch.cat([nodes, wanted]), torch.cat([classes, torch.full_like(wanted, c)])
             if self.method == "ff_la":
-                h, edges, rows = Told(x, [class_columns(len(x), self.num_classes, *told, x.dtype)], kept), edge_index, len(x)
+                h, edges, rows = (
+                    Told(x, [class_columns(len(x), self.num_classes, *told, x.dtype)], kept),
+                    edge_index,
+                    len(x),
+                )
             else:
                 h, edges, rows = self.augment(x, edge_index, *told)
                 h = unit_rows(compact(h))

@@ -295,9 +295,7 @@ class SwinUNETR(nn.Module):
             raise OffprintError(f"expected (B, {self.in_chans}, {shape}), got {tuple(x.shape)}")
         if any(s % 32 or not s for s in sides):
             near = tuple(max(32, round(s / 32) * 32) for s in sides)
-            raise OffprintError(
-                f"sides must be multiples of 32, got {sides}; crop or pad to {near}, or call segment()"
-            )
+            raise OffprintError(f"sides must be multiples of 32, got {sides}; crop or pad to {near}, or call segment()")
         if all(s == 32 for s in sides):
             raise OffprintError(
                 f"{sides} leaves one voxel at the bottleneck, which cannot be normalised; make one side 64"
