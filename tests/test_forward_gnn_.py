@@ -477,3 +477,30 @@ def test_the_verb_on_pairs(verb, tmp_path):
     assert code == 2 and "--pairs FILE.csv" in error
     code, _, error = verb("fit", "-d", "cora", "-m", "link_fl", "--split", "public")
     assert code == 2 and "no public split" in error
+
+
+# the temperature
+
+
+@pytest.mark.parametrize("method", ["sf", "sf_top2loss", "sf_top2input"])
+def test_the_temperature_belongs_to_the_model(method, tmp_path):
+    data = graph()
+    cold, warm = (quick(data, method, layers=1, epochs=1, temperature=t) for t in (0.5, 1.0))
+    nodes, n = data.test_mask.nonzero().flatten(), data.num_nodes
+    assert cold.model.temperature == 0.5 and cold.report["settings"]["temperature"] == 0.5
+    again = TrainedGNN.load(cold.save(tmp_path / "cold.safetensors"))
+    assert torch.equal(again.scores(data, nodes), cold.scores(data, nodes))
+    warm.model.load_state_dict(cold.model.state_dict())
+    assert not torch.allclose(warm.scores(data, nodes), cold.scores(data, nodes), atol=1e-3)
+    h = torch.randn(n + 3, 8)
+    wanted = (h[nodes] @ h[n:].t() / 0.5).softmax(-1)
+    assert torch.allclose(cold.model.match(h, n, nodes), wanted, atol=1e-6)
+
+
+def test_a_graph_in_double_is_learnt_in_double(tmp_path):
+    data = graph()
+    data.x = data.x.double()
+    run = quick(data)
+    assert {p.dtype for p in run.model.parameters()} == {torch.float64}
+    again = TrainedGNN.load(run.save(tmp_path / "double.safetensors"))
+    assert torch.equal(again.scores(data), run.scores(data)) and again.scores(data).dtype == torch.float64

@@ -156,7 +156,8 @@ def _difference(got, expected) -> float:
 class Precision(TorchDispatchMode):
     """While it is open: which operations of the library gave values in less than double, by the line that asked for them.
 
-    A network is built and loaded in float32 and then moved, which is left out: that is how its user does it.
+    Left out is what float32 there is by right: a network built and loaded before it is moved, data as its files hold it, and the
+    counters of steps in torch's optimizers.
     """
 
     def __init__(self):
@@ -166,18 +167,20 @@ class Precision(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
         for value in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(value, torch.Tensor) and value.dtype in NARROW and value.numel() and (line := _line()):
+            if isinstance(value, torch.Tensor) and value.dtype in NARROW and value.numel() and (line := _line(value)):
                 self.narrow.setdefault(f"{function} at {line}", value.dtype)
         return out
 
 
-def _line() -> str | None:
-    """The innermost line of the library that is running; ``None`` while a network is built or loaded."""
+def _line(value: torch.Tensor) -> str | None:
+    """The innermost line of the library that is running; ``None`` for what is left out."""
     frame, found = sys._getframe(2), None
     while frame is not None:
         code = frame.f_code
+        if not value.ndim and f"{os.sep}torch{os.sep}optim{os.sep}" in code.co_filename:
+            return None
         if code.co_filename.startswith(LIBRARY):
-            if code.co_name == "load_weights":
+            if code.co_name.startswith("load_"):
                 return None
             if code.co_name == "__init__" and isinstance(frame.f_locals.get("self"), torch.nn.Module):
                 return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from offprint.nn.precision import wide_dtype
+
 
 def dice_loss(
     logits: Tensor,
@@ -33,10 +35,10 @@ def dice_loss(
 
 def dice_scores(predicted: Tensor, target: Tensor) -> Tensor:
     """Dice (B, C) of regions (B, C, ...) of zeros and ones; NaN where the target is empty and nothing can be scored."""
-    axes = tuple(range(2, predicted.ndim))
+    axes, kind = tuple(range(2, predicted.ndim)), wide_dtype(torch.promote_types(predicted.dtype, target.dtype))
     predicted, target = predicted.bool(), target.bool()
     both, size = (predicted & target).sum(axes), predicted.sum(axes) + target.sum(axes)
-    return torch.where(target.sum(axes) > 0, 2 * both / size.clamp(min=1), torch.nan)
+    return (2 * both.to(kind) / size.clamp(min=1)).masked_fill(target.sum(axes) == 0, torch.nan)
 
 
 def mean_dice(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

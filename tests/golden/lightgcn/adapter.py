@@ -3,7 +3,6 @@
 import re
 from itertools import chain
 
-import golden
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -82,7 +81,7 @@ def bpr_steps(record):
 
 def metrics(record):
     given, expected = record["inputs"], record["expected"]
-    scores = golden.array(given["scores"]["shape"], given["scores"]["seed"])
+    scores = array(record, given["scores"])
     train, test = (_matrix(given[k], scores.shape[1]) for k in ("train", "test"))
     found = ranking_metrics(scores, train, test, given["k"])
     for name in ("recall", "precision", "ndcg"):
