@@ -86,14 +86,6 @@ def find(model: str, tag: bool | str = True) -> Path | None:
     return None
 
 
-def local_copy(name: str) -> Path | None:
-    """The file of the one release whose file has this name, if it is on this machine; ``None`` too where several have it."""
-    owners = [(e.name, t, w) for e in entries().values() for t, w in e.weights.items() if filename(e.name, w) == name]
-    if not owners or len({w.url for *_, w in owners}) > 1:
-        return None
-    return next((path for model, tag, _ in owners if (path := find(model, tag))), None)
-
-
 def fetch(model: str, tag: bool | str = True, progress: bool = True) -> Path:
     """The local path of a model's released weights: found (:func:`find`), or fetched into the cache; checked.
 

@@ -69,6 +69,7 @@ def windows(
     padded = tuple(-(-s // w) * w for s, w in zip(sides, window, strict=True))
     if not any(shift):
         return Windows(sides, padded, window, shift, None, None, None)
+    device = torch.get_default_device() if device is None else device
     key = ("windows", sides, window, shift, device, dtype)
     return keep(key, lambda: _displaced(sides, padded, window, shift, device, dtype))
 
@@ -124,7 +125,8 @@ def relative_position_index(window: tuple[int, ...], device=None) -> Tensor:
 
     The table lists the offsets query - key from -(M-1) to M-1 along each axis, the last axis fastest.
     """
-    return keep(("index", tuple(window), device), lambda: _index(tuple(window), device))
+    window, device = tuple(window), torch.get_default_device() if device is None else device
+    return keep(("index", window, device), lambda: _index(window, device))
 
 
 def _index(window: tuple[int, ...], device) -> Tensor:
