@@ -161,6 +161,26 @@ def test_outside_is_contradicted_and_metrics_stand_or_fall_together():
     assert _level(few, runs=[_run(protocol=few.protocol.key)]).level == "open", "one of ten runs"
 
 
+def test_a_repositorys_figure_stands_apart_from_its_papers():
+    mine, theirs = _claim(81.3, place="Table 1"), dataclasses.replace(_claim(81.0, place="repository"), id="e")
+    run = _run(81.28)
+    assert _level(mine, runs=[run], others=(theirs,)).level == "reproduced"
+    assert evidence.level(theirs, _paper(mine, theirs), {}, [run]).level == "contradicted"
+    both = dataclasses.replace(theirs, place="Table 1, repository")
+    assert _level(mine, runs=[run], others=(both,)).level == "contradicted"
+
+
+def test_a_run_counts_for_the_claims_about_its_weights():
+    """1K and 22K weights of one model at one size: each claim has its own."""
+    taken = {"weights": {"net": {tag: {"publisher": "authors", "dialect": "authors", "metrics": {"imagenet-1k": {"top1": v}}, "input": 224, "crop": 0.875}
+                                 for tag, v in (("in1k", 82.1), ("in22k", 82.9))}}}  # fmt: skip
+    one, two = _claim(82.1, place="Table 1"), dataclasses.replace(_claim(82.9, place="Table 1"), id="e")
+    run = _run(82.08, tag="in1k")
+    assert _level(one, taken, [run], (two,)).level == "reproduced"
+    assert evidence.level(two, _paper(one, two), taken, [run]).level == "open"
+    assert evidence.level(two, _paper(one, two), taken, [_run(82.88, tag="in22k"), run]).level == "reproduced"
+
+
 def test_stale_says_so():
     assert not _level(_claim(), runs=[_run()]).stale
     assert _level(_claim(), runs=[_run(source="another")]).stale
@@ -213,11 +233,12 @@ def test_equal_is_granted():
         ({"weights": {"metrics": {"imagenet-v2": {"top1": 82.1}}}}, "no registered weights state"),
         ({"weights": {"metrics": {}}}, "no registered weights state"),
         ({"weights": {"input": 384}}, "no registered weights state"),
-        ({"weights": {"dialect": "timm"}}, "no record of the releasing party"),
+        ({"weights": {"publisher": "timm", "dialect": "timm"}}, "no record of the releasing party"),
         ({"record": {"ok": False}}, "no record of the releasing party"),
         ({"record": {"model": ""}}, "no record of the releasing party"),
         ({"golden": {}}, "no record of the releasing party"),
         ({"runnable": []}, "does not run this protocol"),
+        ({"weights": {"publisher": "timm", "dialect": "cadene"}}, "no record of the releasing party"),
         ({"weights": {}, "runnable": ["c"], "golden": {}}, "no record"),
     ],
 )

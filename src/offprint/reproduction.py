@@ -116,17 +116,18 @@ def reproduce(
     book = ledger or Ledger()
     book.check_writable()
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    groups: dict[tuple[str, str], list[Claim]] = {}
+    groups: dict[tuple[str, str, str | None], list[Claim]] = {}
     for c in chosen:
         assert c.protocol is not None
-        groups.setdefault((c.model, c.protocol.key), []).append(c)
+        tag = None if checkpoint is not None else weights or _nearest(c)
+        groups.setdefault((c.model, c.protocol.key, tag), []).append(c)
     measured: dict[str, dict[str, Any]] = {}
     reasons: dict[str, str] = {}
-    for (model, key), members in groups.items():
+    for (model, key, tag), members in groups.items():
         first = members[0].protocol
         assert first is not None
         job = protocols.Job(
-            model, first, None if data is None else str(data), weights or _nearest(model, members), None if checkpoint is None else str(checkpoint),
+            model, first, None if data is None else str(data), tag, None if checkpoint is None else str(checkpoint),
             None if truth is None else str(truth), limit, runs, batch_size, workers, device, Path(out), progress, say=say,
         )  # fmt: skip
         own = {job.entry.module} if sources.file_of(job.entry.module) else set()  # a model of somebody else's package
@@ -151,7 +152,7 @@ def reproduce(
             say(f"not measured: {error}")
             continue
         row = {
-            "slug": paper.slug, "model": model, "weights": whose, "protocol": key,
+            "slug": paper.slug, "model": model, "weights": whose, "tag": tag or "", "protocol": key,
             "metrics": {k: {"value": v, "error": e} for k, (v, e) in result.metrics.items()}, "items": result.items,
             "seeds": result.seeds, "partial": result.partial or limit is not None, "data_digest": result.data_digest,
             "seconds": round(time.perf_counter() - started, 2), "modules": modules, "source": source,
@@ -172,23 +173,23 @@ def reproduce(
     return rows
 
 
-def _nearest(model: str, members: list[Claim]) -> str | None:
-    """The tag whose publisher states the figure nearest to the claimed one, for the protocol's data and input."""
+def _nearest(claim: Claim) -> str | None:
+    """The tag whose publisher states the figure nearest to the claimed one for its protocol; else the first one."""
     from offprint.api import entry
-    from offprint.tasks.protocols import stated as told
+    from offprint.tasks.protocols import stated
 
+    released = entry(claim.model).weights
     best: tuple[float, str] | None = None
-    for tag, released in entry(model).weights.items():
-        for c in members:
-            assert c.protocol is not None and c.value is not None
-            stated = told(released, c.protocol.data, c.protocol.metric)
-            size = released.input_size[-1] if released.input_size else 0
-            if stated is None or (c.protocol.input and size and size != c.protocol.input):
-                continue
-            off = abs(stated - c.value)
-            if best is None or off < best[0]:
-                best = (off, tag)
-    return best[1] if best else None
+    for tag, w in released.items():
+        assert claim.protocol is not None and claim.value is not None
+        value = stated(w, claim.protocol.data, claim.protocol.metric)
+        size = w.input_size[-1] if w.input_size else 0
+        if value is None or (claim.protocol.input and size and size != claim.protocol.input):
+            continue
+        off = abs(value - claim.value)
+        if best is None or off < best[0]:
+            best = (off, tag)
+    return best[1] if best else next(iter(released), None)
 
 
 def _whose(job) -> str:

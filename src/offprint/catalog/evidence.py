@@ -98,7 +98,9 @@ def level(
     if claim.value is None:
         return _statement(claim, taken)
     if claim.protocol is not None:
-        found = _measured(claim, paper, [*runs, *taken.get("runs", ())]) or _own_protocol(claim, paper, taken, missing)
+        found = _measured(claim, paper, taken, [*runs, *taken.get("runs", ())]) or _own_protocol(
+            claim, paper, taken, missing
+        )
         found = found or _equal(claim, claim.protocol, taken, missing)
         if found:
             return found
@@ -107,18 +109,43 @@ def level(
     return Evidence("open", "; ".join(missing))
 
 
-def _siblings(claim: Claim, paper: Paper, metrics: Mapping[str, Any]) -> list[Claim]:
-    """All claims about the run that a claim is about, of which it gives the metric."""
+def _together(claim: Claim, paper: Paper) -> list[Claim]:
+    """The claims that stand or fall with one: its model and protocol, printed at the same place.
+
+    The place keeps a repository's own figures apart from its paper's.
+    """
     assert claim.protocol is not None
+    mine = set(claim.place.split(", "))
     return [
         c
         for c in paper.claims
-        if c.protocol and c.value is not None and c.model == claim.model
-        and c.protocol.key == claim.protocol.key and c.protocol.metric in metrics
+        if c.protocol and c.value is not None and c.model == claim.model and c.protocol.key == claim.protocol.key
+        and mine & set(c.place.split(", "))
     ]  # fmt: skip
 
 
-def _measured(claim: Claim, paper: Paper, runs: Sequence[Mapping[str, Any]]) -> Evidence | None:
+def _stating(claim: Claim, taken: Mapping[str, Any]) -> dict[str, float]:
+    """Tag → figure of the registered weights that state one for a claim's protocol."""
+    protocol, found = claim.protocol, {}
+    assert protocol is not None
+    for tag, row in taken.get("weights", {}).get(claim.model, {}).items():
+        value = row["metrics"].get(protocol.data, {}).get(protocol.metric)
+        size = not protocol.input or not row["input"] or protocol.input == row["input"]
+        crop = not protocol.crop or not row["crop"] or abs(protocol.crop - row["crop"]) <= 1e-3
+        if value is not None and size and crop:
+            found[tag] = value
+    return found
+
+
+def _fits(run: Mapping[str, Any], claim: Claim, taken: Mapping[str, Any]) -> bool:
+    """Whether a run's weights are those a claim is about: the ones that state its figure, where any do."""
+    tags = {tag for tag, value in _stating(claim, taken).items() if _rounds(claim, value)}
+    return not run.get("tag") or not tags or run["tag"] in tags
+
+
+def _measured(
+    claim: Claim, paper: Paper, taken: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]
+) -> Evidence | None:
     """By ``offprint reproduce``: the newest whole run of this model by this protocol."""
     protocol = claim.protocol
     assert protocol is not None
@@ -126,14 +153,15 @@ def _measured(claim: Claim, paper: Paper, runs: Sequence[Mapping[str, Any]]) -> 
         r
         for r in runs
         if r["model"] == claim.model and r["protocol"] == protocol.key and protocol.metric in r["metrics"]
-        and not r["partial"] and r["seeds"] >= protocol.seeds
+        and not r["partial"] and r["seeds"] >= protocol.seeds and _fits(r, claim, taken)
     ]  # fmt: skip
     if not fitting:
         return None
     run = max(fitting, key=lambda r: r["date"])
     off = []
-    for other in _siblings(claim, paper, run["metrics"]):
-        assert other.protocol is not None
+    for other in _together(claim, paper):
+        if other.protocol is None or other.protocol.metric not in run["metrics"] or not _fits(run, other, taken):
+            continue
         found = run["metrics"][other.protocol.metric]
         if not _within(other, found["value"], found["error"]):
             off.append(f"{other.protocol.metric} {found['value']:.{other.digits + 2}f}, claimed {other.said}")
@@ -175,10 +203,9 @@ def _own_protocol(claim: Claim, paper: Paper, taken: Mapping[str, Any], missing:
         )
         return None
     off = []
-    for other in paper.claims:
+    for other in _together(claim, paper):
         linked = other.evidence.proof
-        same = other.protocol and other.model == claim.model and other.protocol.key == protocol.key
-        if same and linked and linked.protocol == "same" and (theirs := reading(linked.figure)):
+        if linked and linked.protocol == "same" and (theirs := reading(linked.figure)):
             if not _within(other, theirs[0], theirs[1]):
                 off.append(f"{linked.figure} {theirs[0]:.{other.digits + 2}f}, claimed {other.said}")
     spread = f" ± {error:.2g}" if error else ""
@@ -195,15 +222,8 @@ def _equal(claim: Claim, protocol: Protocol, taken: Mapping[str, Any], missing: 
     if not claim.model or not registered:
         missing.append(f"no released weights of {claim.model} are registered" if claim.model else "names no model")
         return None
-    stated = {}
-    for tag, row in registered.items():
-        value = row["metrics"].get(protocol.data, {}).get(protocol.metric)
-        if value is None or (protocol.input and row["input"] and protocol.input != row["input"]):
-            continue
-        if protocol.crop and row["crop"] and abs(protocol.crop - row["crop"]) > 1e-3:
-            continue
-        stated[tag] = value
-    if not stated or protocol.steps or protocol.seeds > 1:
+    stated = _stating(claim, taken)
+    if not stated or protocol.steps or protocol.split or protocol.seeds > 1:
         missing.append("no registered weights state a figure for this protocol")
         return None
     tags = [tag for tag, value in stated.items() if _rounds(claim, value)]
@@ -217,7 +237,12 @@ def _equal(claim: Claim, protocol: Protocol, taken: Mapping[str, Any], missing: 
         row = registered[tag]
         for stem in claim.evidence.golden:
             record = taken.get("golden", {}).get(stem)
-            if record and record["ok"] and record.get("dialect") == row["dialect"] and record.get("model"):
+            if (
+                record
+                and record["ok"]
+                and record.get("dialect") in (row["dialect"], row["publisher"])
+                and record.get("model")
+            ):
                 whose = "the authors'" if row["publisher"] == "authors" else f"{row['publisher']}'s"
                 text = f"{whose} weights {tag} state {stated[tag]:g}; their code's record {stem} passes"
                 return Evidence("equal", text + f" (largest difference {record['worst']:.0e})", stale(record))

@@ -105,6 +105,7 @@ class Measurement(Base):
     slug: Mapped[str] = mapped_column(String(80), index=True)
     model: Mapped[str] = mapped_column(String(120))
     weights: Mapped[str] = mapped_column(String(400))
+    tag: Mapped[str] = mapped_column(String(80), server_default="", default="")
     protocol: Mapped[str] = mapped_column(String(400))
     metrics: Mapped[dict] = mapped_column(JSON)
     items: Mapped[int] = mapped_column(Integer)
