@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from offprint.nn.precision import wide_dtype
+
 _kept: dict[tuple, object] = {}
 _MOST = 256  # shapes kept; the oldest goes first
 
@@ -64,11 +66,12 @@ def windows(
     device=None,
     dtype: torch.dtype = torch.float32,
 ) -> Windows:
-    """The cut of a map with these sides into windows displaced by ``shift`` (zeros: plain windows); its mask in ``dtype``."""
+    """The cut of a map with these sides into windows displaced by ``shift`` (zeros: plain windows); its mask is float32 at least."""
     sides, window, shift = tuple(sides), tuple(window), tuple(shift)
     padded = tuple(-(-s // w) * w for s, w in zip(sides, window, strict=True))
     if not any(shift):
         return Windows(sides, padded, window, shift, None, None, None)
+    dtype = wide_dtype(dtype)
     device = torch.get_default_device() if device is None else device
     key = ("windows", sides, window, shift, device, dtype)
     return keep(key, lambda: _displaced(sides, padded, window, shift, device, dtype))
