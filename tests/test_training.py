@@ -319,3 +319,26 @@ def test_optimizers_decay_matrices_only(name):
     before = model.head.weight.clone()
     optimizer.step()
     assert not torch.equal(before, model.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocessing", "squashed"),
+    [
+        (64, {"crop_pct": 0.875}, False),
+        (384, {"crop_pct": 0.875}, True),
+        (384, {"crop_pct": 0.875, "crop_mode": "center"}, False),
+        (64, {"crop_pct": 1.0}, True),
+        (64, {"crop_pct": 1.0, "crop_mode": "center"}, False),
+        (64, {"crop_pct": 0.875, "crop_mode": "squash"}, True),
+    ],
+)
+def test_a_wide_picture_is_cropped_or_warped_as_its_publisher_does(size, preprocessing, squashed):
+    """A picture whose outer thirds are white: what is left of them tells a crop from a warp."""
+    from PIL import Image
+
+    from offprint.data.transforms import evaluation_transform
+
+    picture = Image.new("L", (3 * size, size), 255)
+    picture.paste(0, (size, 0, 2 * size, size))
+    seen = evaluation_transform(size, preprocessing)(picture.convert("RGB"))
+    assert (float(seen[0, size // 2, size // 8]) > 0.9) is squashed

@@ -13,16 +13,18 @@ from offprint.errors import DataError
 
 
 def evaluation_transform(size: int, preprocessing: Mapping[str, Any], channels: int = 3):
-    """Resize the short side, centre crop, normalise. At 384 and above (or crop 1.0) the picture is warped to the square.
+    """Resize the short side, centre crop, normalise; or warp the picture to the square.
 
     Args:
         size: output height and width in pixels.
-        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``.
+        preprocessing: ``mean``, ``std``, ``interpolation``, ``crop_pct``, and ``crop_mode``: ``center`` or ``squash``. Without the
+            last the picture is warped at 384 pixels and above and where nothing is cropped, as ConvNeXt's authors do.
         channels: 3, or 1 for grey pictures.
     """
     mode = InterpolationMode(preprocessing.get("interpolation", "bicubic"))
     crop = preprocessing.get("crop_pct", 0.875)
-    whole = size >= 384 or crop >= 1.0 or size < 64
+    plain = "squash" if size >= 384 or crop >= 1.0 else "center"
+    whole = preprocessing.get("crop_mode", plain) == "squash" or size < 64
     resize = [v2.Resize((size, size), mode)] if whole else [v2.Resize(int(size / crop), mode), v2.CenterCrop(size)]
     return v2.Compose([*resize, *_tensor(preprocessing, channels)])
 

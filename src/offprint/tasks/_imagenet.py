@@ -124,9 +124,9 @@ def _guesses(model, data: Labelled, job: Job, classes: Tensor | None, batch: int
 def run(job: Job) -> Measured:
     """Top-1 and top-5 accuracy (%), and the errors they leave."""
     asked, spec = job.asked, job.entry
-    weights = None if job.checkpoint else spec.weights[job.tag or next(iter(spec.weights))]
-    preprocessing = dict((weights.preprocessing if weights and weights.preprocessing else spec.preprocessing) or {})
-    shape = (weights.input_size if weights and weights.input_size else spec.input_size) or (3, 224, 224)
+    weights = None if job.checkpoint else spec.release(job.tag or True)
+    preprocessing = dict((weights.preprocessing if weights else spec.preprocessing) or {})
+    shape = (weights.input_size if weights else spec.input_size) or (3, 224, 224)
     size = asked.input or shape[-1]
     data = open_imagenet(job.source or _home(asked.data), asked.data, truth=job.truth)
     job.say(f"{len(data):,} pictures; classes by {data.how}")

@@ -235,6 +235,7 @@ def trained_model(where: str | Path, checkpoint: str | None = None, pretrained: 
     if (folder / "settings.json").is_file():
         settings = json.loads((folder / "settings.json").read_text())
         spec, classes = entry(settings["model"]), settings["classes"]
+        preprocessing = settings["preprocessing"]
         weights = folder / "model.safetensors"
         if not weights.is_file():
             raise OffprintError(
@@ -249,17 +250,21 @@ def trained_model(where: str | Path, checkpoint: str | None = None, pretrained: 
                 f"{where} is not the folder of a training run (no settings.json); give one, or a model name"
             )
         spec, classes = entry(str(where)), None
+        preprocessing = spec.preprocessing
         if not pretrained and not checkpoint:
             raise OffprintError(
                 f"{where} has random weights; add --pretrained or --checkpoint FILE, or give the folder of a run"
             )
         model = create_model(str(where), pretrained=pretrained, checkpoint_path=checkpoint)
         size = (spec.input_size or (3, 224, 224))[-1]
+        if pretrained:  # as the publisher of these weights evaluates them
+            release = spec.release(pretrained)
+            size, preprocessing = (release.input_size or (3, size, size))[-1], release.preprocessing or preprocessing
         if getattr(model, "num_classes", 0) == 1000:
             from torchvision.models._meta import _IMAGENET_CATEGORIES
 
             classes = list(_IMAGENET_CATEGORIES)
-    return model.eval(), evaluation_transform(size, spec.preprocessing, getattr(model, "in_chans", 3)), classes
+    return model.eval(), evaluation_transform(size, preprocessing, getattr(model, "in_chans", 3)), classes
 
 
 @torch.no_grad()
