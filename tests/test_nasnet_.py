@@ -215,10 +215,10 @@ def test_scheduled_drop_path_rises_and_resumes():
     x = torch.randn(3, 3, 16, 16)
     assert torch.allclose(model(x), plain(x), atol=1e-5)  # nothing is dropped in the first step
     assert [float(model._progress(torch.float32)) for _ in range(5)] == [0.25, 0.5, 0.75, 1, 1]
-    assert model.eval()._progress() is None
+    assert model.eval()._progress(torch.float32) is None
     again = small(drop_path_rate=0.6, drop_path_steps=4).train()
     again.load_state_dict(model.state_dict())
-    assert int(again.drop_path_step) == 6 and float(again._progress()) == 1
+    assert int(again.drop_path_step) == 6 and float(again._progress(torch.float32)) == 1
     offprint.load_weights(small(), model.state_dict())  # a file with the counter fits a model without
     drops = [getattr(model, name).drop for name in model.steps]
     assert drops == pytest.approx([0.6 * (c + 1) / 5 for c in range(5)])
@@ -530,3 +530,12 @@ def test_the_verb(tmp_path, monkeypatch):
     assert isinstance(refused.exception, OffprintError) and "another strategy" in str(refused.exception)
     again = CliRunner().invoke(app, [*words, "-n", "1", "--strategy", "random", "--no-resume"])
     assert again.exit_code == 0 and json.loads((tmp_path / "best.json").read_text())["strategy"] == "random"
+
+
+def test_paths_are_dropped_in_the_precision_of_the_input():
+    model = offprint.create_model("nasnet_a_cifar", num_cells=1, filters=4, stem_filters=6, drop_path_rate=0.4).double()
+    model.set_training_steps(3)
+    assert model._progress(torch.float64) is not None and float(model._progress(torch.float64)) == 1 / 3
+    assert model._progress(torch.bfloat16).dtype == torch.float32
+    model.train()
+    assert model(torch.randn(2, 3, 32, 32, dtype=torch.float64)).dtype == torch.float64

@@ -218,3 +218,17 @@ def test_one_window_is_the_plain_call():
 def test_windows_that_cannot_slide(roi, overlap, says):
     with pytest.raises(OffprintError, match=says):
         sliding_window(blurred, torch.randn(1, 1, 8, 8, 8), roi, overlap)
+
+
+@pytest.mark.parametrize(
+    "name", ["cfsr_x2", "swinv2_tiny", "hornet_tiny_gf", "swin_unetr_tiny", "lightgcn", "ghostnetv2_100"]
+)
+def test_a_model_built_in_double_holds_nothing_else(name):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = offprint.create_model(name)
+    finally:
+        torch.set_default_dtype(before)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    assert {v.dtype for v in tensors.values() if v.is_floating_point()} == {torch.float64}

@@ -104,7 +104,7 @@ class EFN(nn.Module):
             for name, mask in MASKS.items():
                 self.register_parameter(f"scale_{name}", nn.Parameter(1e-3 * torch.randn(hidden, 1, 1, 1)))
                 self.register_parameter(f"{name}_bias", nn.Parameter(1e-3 * torch.randn(hidden)))
-                fixed = torch.tensor(mask, dtype=torch.float32).expand(hidden, 1, 3, 3).clone()
+                fixed = torch.tensor(mask, dtype=torch.get_default_dtype()).expand(hidden, 1, 3, 3).clone()
                 self.register_parameter(f"mask_{name}", nn.Parameter(fixed, requires_grad=False))
 
     def kernel(self) -> tuple[Tensor, Tensor]:
