@@ -185,7 +185,8 @@ def _proofs(paper: catalog.Paper, before: dict, *, run: bool, again: bool) -> di
                     progress.update(task, **({"total": total} if total else {"advance": 1}))
 
                 row = proofs.prove(paper.slug, mode=mode, ledger=book, progress=advance)
-        if row and row.source == source and not (kept and kept.get("source") == source and kept["date"] >= row.date):
+        newer = row and not (kept and kept["date"] >= row.date)
+        if newer and (row.source == source or not (kept and kept.get("source") == source)):
             kept = {
                 "date": row.date, "ok": row.ok, "seconds": row.seconds, "figures": row.figures, "bands": row.bands,
                 "question": row.question, "data": row.data, "source": source, "modules": modules,
