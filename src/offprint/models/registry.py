@@ -69,6 +69,7 @@ class Entry:
     weights: Mapping[str, Weights]
     recipe: Mapping[str, Any]
     module: str
+    task: str = ""
 
     def __call__(self, **kwargs) -> nn.Module:
         return self.build(**{**self.kwargs, **kwargs})
@@ -115,6 +116,7 @@ def register(
     input_sizes: Mapping[str, tuple[int, ...]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    task: str | None = None,
 ) -> None:
     """Enter a paper's variants.
 
@@ -129,6 +131,8 @@ def register(
         input_sizes: exceptions to ``input_size`` by model name.
         recipe: the paper's training recipe as fields of its task's recipe (see :class:`offprint.tasks.recipe.Recipe`).
         recipes: exceptions to ``recipe`` by model name.
+        task: name of the task (:mod:`offprint.tasks`) that trains and uses it; ``None`` is classification for backbones and
+            otherwise none. A backbone may serve several tasks; this is the one meant where none is named.
     """
     for name in weights or {}:
         if name not in variants:
@@ -139,8 +143,9 @@ def register(
         size = (input_sizes or {}).get(name, input_size)
         own = {**(recipe or {}), **(recipes or {}).get(name, {})}
         released = dict((weights or {}).get(name, {}))
+        own_task = task if task is not None else "classification" if kind == "backbone" else ""
         _entries[name] = Entry(
-            name, paper, kind, build, dict(kwargs), size, dict(preprocessing), released, own, build.__module__
+            name, paper, kind, build, dict(kwargs), size, dict(preprocessing), released, own, build.__module__, own_task
         )
 
 

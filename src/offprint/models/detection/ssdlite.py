@@ -291,6 +291,7 @@ def ssdlite(backbone: str = "mobilenetv2_100", num_classes: int = 91, in_chans: 
 register(
     paper="mobilenet-v2",
     kind="detection",
+    task="detection",
     build=ssdlite,
     variants={"ssdlite_mobilenetv2": {}},
     input_size=(3, 320, 320),

@@ -163,4 +163,5 @@ RECIPES = {
     "dagnn_amazon_photo": {"weight_decay": 0.0005},
     "dagnn_arxiv": {"lr": 0.005, "weight_decay": 0.0, "patience": 0},
 }
-register(paper="dagnn", kind="graph", build=DAGNN, variants=VARIANTS, input_size=None, recipe=RECIPE, recipes=RECIPES)
+register(paper="dagnn", kind="graph", task="nodes", build=DAGNN, variants=VARIANTS, input_size=None, recipe=RECIPE,
+         recipes=RECIPES)  # fmt: skip

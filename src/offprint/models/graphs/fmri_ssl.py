@@ -492,6 +492,8 @@ VARIANTS: dict[str, dict] = {
     "stagin_sero_n32": {"num_regions": 32, "hidden_dim": 64},
     "stagin_garo_n20": {"num_regions": 20, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "num_classes": 3, "readout": "garo"},
 }  # fmt: skip
-register(paper="fmri-ssl", kind="graph", build=STAGIN, variants=VARIANTS, input_size=None, recipe=RECIPE)
-register(paper="fmri-ssl", kind="graph", build=SpatioTemporalMAE, variants={"brain_mae": {"num_regions": 400}},
+register(
+    paper="fmri-ssl", kind="graph", task="connectivity", build=STAGIN, variants=VARIANTS, input_size=None, recipe=RECIPE
+)
+register(paper="fmri-ssl", kind="graph", task="connectivity-pretraining", build=SpatioTemporalMAE, variants={"brain_mae": {"num_regions": 400}},
          input_size=None, recipe=RECIPE)  # fmt: skip

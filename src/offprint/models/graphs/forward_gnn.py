@@ -435,6 +435,7 @@ RECIPES = {"forward_link_fl_topdown": {"weight_decay": 0.0}}
 register(
     paper="forward-gnn",
     kind="graph",
+    task="forward-learning",
     build=ForwardGNN,
     variants=VARIANTS,
     input_size=None,

@@ -217,5 +217,12 @@ VARIANTS: dict[str, dict] = {  # the first is for any data, whose sizes are pass
 RECIPE = {"epochs": 1000, "lr": 1e-3, "batch_size": 2048, "eval_every": 10}
 RECIPES = {"lightgcn_amazon_book_l3": {"batch_size": 8192}}
 register(
-    paper="lightgcn", kind="graph", build=LightGCN, variants=VARIANTS, input_size=None, recipe=RECIPE, recipes=RECIPES
+    paper="lightgcn",
+    kind="graph",
+    task="recommendation",
+    build=LightGCN,
+    variants=VARIANTS,
+    input_size=None,
+    recipe=RECIPE,
+    recipes=RECIPES,
 )

@@ -357,5 +357,12 @@ RECIPES = {
     for name, row in _ROWS.items()
 }
 register(
-    paper="ultragcn", kind="graph", build=UltraGCN, variants=VARIANTS, input_size=None, recipe=RECIPE, recipes=RECIPES
+    paper="ultragcn",
+    kind="graph",
+    task="recommendation",
+    build=UltraGCN,
+    variants=VARIANTS,
+    input_size=None,
+    recipe=RECIPE,
+    recipes=RECIPES,
 )

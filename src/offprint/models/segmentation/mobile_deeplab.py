@@ -92,6 +92,7 @@ VARIANTS = {f"mobile_deeplabv3_os{stride}": {"output_stride": stride} for stride
 register(
     paper="mobilenet-v2",
     kind="segmentation",
+    task="segmentation",
     build=mobile_deeplab,
     variants=VARIANTS,
     input_size=(3, 513, 513),

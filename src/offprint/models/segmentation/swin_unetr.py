@@ -418,5 +418,5 @@ RECIPE = {
     "min_lr": 0.0,
     "batch_size": 1,
 }
-register(paper="swin-unetr", kind="segmentation", build=SwinUNETR, variants=VARIANTS, input_size=(4, 128, 128, 128),
+register(paper="swin-unetr", kind="segmentation", task="segmentation", build=SwinUNETR, variants=VARIANTS, input_size=(4, 128, 128, 128),
          preprocessing={}, weights=WEIGHTS, recipe=RECIPE)  # fmt: skip

@@ -284,6 +284,7 @@ RECIPE = {"optimizer": "adam", "lr": 5e-4, "min_lr": 1e-6, "batch_size": 16, "em
 register(
     paper="cfsr",
     kind="signal",
+    task="restoration",
     build=CFSR,
     variants=VARIANTS,
     input_size=None,
