@@ -612,7 +612,7 @@ def test_regression_over_all_folds(made, tmp_path):
     summary = finetune(made.series, target, tmp_path, target="age", fold=None, folds=2, overrides={"epochs": 1})
     assert set(summary["metrics"]) == {"mae", "r", "r2"} == set(summary["spread"])
     assert len(summary["folds"]) == 2 and (tmp_path / "fold-1" / "model.safetensors").exists()
-    spec = json.loads((tmp_path / "fold-0" / "brain.json").read_text())
+    spec = json.loads((tmp_path / "fold-0" / "settings.json").read_text())
     assert spec["scale"][0] == pytest.approx(50, abs=10)
     ids, vectors = brain_use.embed(made.series, tmp_path / "fold-0")
     assert vectors.shape == (16, 16) and ids[0] == "00"
@@ -678,7 +678,7 @@ def test_what_the_tasks_refuse(runs, made, tmp_path):
     root, _, _ = runs
     other = simulate_scans(4, 10, 40).series
     with pytest.raises(DataError, match="trained on 8 regions, the scans have 10"):
-        finetune(other, [0, 1, 0, 1], tmp_path / "a", weights=root / "pre")
+        finetune(other, [0, 1, 0, 1], tmp_path / "a", weights=root / "pre", folds=2)
     with pytest.raises(DataError, match="the scans have 10 regions"):
         brain_use.embed(other, root / "pre")
     with pytest.raises(DataError, match="3 labels were given for 16 scans"):
@@ -689,7 +689,7 @@ def test_what_the_tasks_refuse(runs, made, tmp_path):
         brain_use.attention(made.series, root / "pre")
     with pytest.raises(OffprintError, match="leaves none of 16"):
         pretrain(made.series, tmp_path / "d", val_fraction=1.0)
-    with pytest.raises(OffprintError, match="no masked autoencoder"):
+    with pytest.raises(OffprintError, match="stagin predicts from brain scans"):
         brain.pretrain(made.series, tmp_path / "e", model="stagin", model_options=OPTIONS, **QUIET)
     with pytest.raises(OffprintError, match="not the folder of a fine-tuning"):
         brain_use.write_table(made.series, root / "pre", tmp_path / "p.csv", what="predictions")

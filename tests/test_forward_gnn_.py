@@ -261,7 +261,7 @@ def test_it_learns_and_stops_early():
 def test_an_interrupted_run_gives_the_same_result(tmp_path, monkeypatch, method, stop):
     data, options = graph(), {"epochs": 8, "patience": 3}
     expected = quick(data, method, **options)
-    monkeypatch.setattr(fg, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr("offprint.tasks.folder.SAVE_EVERY", 0.0)
     real, calls = PROCEDURES[method].step, [0]
 
     def step(self, stage):

@@ -289,7 +289,10 @@ def test_the_commands(offprint, tmp_path):  # noqa: F811
         (("query", "m", "--user", 77), "unknown user of x.csv '77'"),
         (("query", "m"), "give one of --user"),
         (("query", "elsewhere", "--user", 1), "not the folder of a recommender"),
-        (("fit", "x.csv", "--out", "m", "--epochs", 2, "--split", "random"), "another options, data_digest"),
+        (
+            ("fit", "x.csv", "--out", "m", "--epochs", 2, "--split", "random"),
+            "another options (embedding_dim), data_digest",
+        ),
         (("fit", "x.csv", "--columns", "user=who", "--out", "n"), "unknown column of x.csv 'who'"),
         (("fit", "x.csv", "-o", "num_layers=x", "--out", "n"), "argument of lightgcn is of the wrong kind"),
         (("fit", "x.csv", "--epochs", 1, "-s", "lr=fast", "--out", "n"), "lr='fast' is not a number"),

@@ -300,7 +300,7 @@ run(Path({str(folder)!r}), Path({str(tmp_path / "cut")!r}), callbacks=(Die(2),))
     assert run(folder, tmp_path / "whole") == whole  # a run that has ended is not run again
     with pytest.raises(OffprintError, match="another seed"):
         run(folder, tmp_path / "whole", seed=1)
-    with pytest.raises(OffprintError, match="not the folder of a training run"):
+    with pytest.raises(OffprintError, match="pre-trains on pictures.*this verb is for classifiers"):
         trained_model(tmp_path / "whole")
     for i, file in enumerate(sorted(folder.rglob("*.png"))):
         (tmp_path / "classes" / str(i % 2)).mkdir(parents=True, exist_ok=True)
@@ -323,7 +323,7 @@ def test_pretraining_learns(folder, tmp_path):
     short = run(folder, tmp_path / "a", model="convnext_tiny", options=options, overrides={"epochs": 1, "lr": 1e-5})
     longer = run(folder, tmp_path / "b", model="convnext_tiny", options=options, overrides={"epochs": 25, "lr": 5e-3})
     assert longer["loss"] < 0.95 * short["loss"]
-    assert json.loads((tmp_path / "b" / "pretraining.json").read_text())["norm_target"] == 0
+    assert json.loads((tmp_path / "b" / "settings.json").read_text())["norm_target"] == 0
 
 
 def test_a_lost_loss_stops_the_run(folder, tmp_path):

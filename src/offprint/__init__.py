@@ -18,6 +18,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "offprint.api",
     "list_models": "offprint.api",
+    "train": "offprint.api",
+    "evaluate": "offprint.api",
+    "predict": "offprint.api",
+    "load_run": "offprint.api",
     "model_info": "offprint.models.info",
     "load_weights": "offprint.models.checkpoint",
     "save_weights": "offprint.models.checkpoint",
@@ -36,7 +40,11 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from offprint.api import create_model as create_model
+    from offprint.api import evaluate as evaluate
     from offprint.api import list_models as list_models
+    from offprint.api import load_run as load_run
+    from offprint.api import predict as predict
+    from offprint.api import train as train
     from offprint.catalog import paper as paper
     from offprint.catalog import papers as papers
     from offprint.errors import CheckpointError as CheckpointError

@@ -1,10 +1,57 @@
-"""The public face of the registry: models of the `models` room, and those that belong to a method."""
+"""The public face of models and tasks: those of their own rooms, and those that belong to a method."""
 
 from __future__ import annotations
 
 from offprint.models import registry
-from offprint.models.registry import create_model, entry, list_models
+from offprint.models.registry import Entry, create_model, entry, list_models
+from offprint.tasks import contract
+from offprint.tasks.contract import (
+    Task,
+    by_name,
+    choices,
+    choose,
+    evaluate,
+    find,
+    load_run,
+    predict,
+    tasks,
+    tasks_of,
+    train,
+    what_it_does,
+)
+from offprint.tasks.folder import is_run, read_about
 
 registry.add_room("offprint.methods")
+contract.add_room("offprint.methods")
 
-__all__ = ["create_model", "entry", "list_models"]
+__all__ = [
+    "choices",
+    "choose_for_training",
+    "create_model",
+    "entry",
+    "evaluate",
+    "find",
+    "list_models",
+    "load_run",
+    "models_of",
+    "predict",
+    "tasks",
+    "tasks_of",
+    "train",
+    "what_it_does",
+]
+
+
+def models_of(task: str) -> list[str]:
+    """Names of the models that serve a task."""
+    found = by_name(task)
+    return [name for name in list_models() if found.fits(entry(name))]
+
+
+def choose_for_training(model: str, task: str | None = None, head: str | None = None) -> tuple[Task, Entry]:
+    """The task that ``train`` would run for a model, or for the folder of a run, and the model that would be trained."""
+    if is_run(model):
+        about = read_about(model)
+        chosen = by_name(task or about["task"])
+        return chosen, entry(chosen.inherit(about)[0])
+    return choose(model, task, head), entry(model)

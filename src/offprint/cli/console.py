@@ -25,6 +25,11 @@ def bar():
         yield progress
 
 
+def say(text: str, style: str = "") -> None:
+    """One line as it is, however long."""
+    out.print(text, style=style or None, highlight=False, markup=False, soft_wrap=True)
+
+
 def quiet_lightning() -> None:
     """Leave the progress bar and the result on the screen, and not what Lightning says of itself."""
     import logging

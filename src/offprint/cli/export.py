@@ -24,19 +24,18 @@ def export(
     """Export for use outside this library."""
     import torch
 
-    from offprint.api import create_model
+    from offprint.api import create_model, load_run
     from offprint.models.export import export_model
+    from offprint.tasks.folder import is_run
 
-    if (Path(model) / "settings.json").is_file():
-        from offprint.tasks.classification import trained_model
-
-        network, name = trained_model(model)[0], Path(model).name
+    if is_run(model):
+        ready = load_run(model)
+        network, name, sample = ready.model, Path(model).name, ready.task.sample(ready)
     else:
-        network, name = (
-            create_model(model, pretrained, checkpoint_path=checkpoint, **parse_overrides(option)).eval(),
-            model,
-        )
-    sample = torch.randn(1, *size) if size else None
+        network = create_model(model, pretrained, checkpoint_path=checkpoint, **parse_overrides(option)).eval()
+        name, sample = model, None
+    if size:
+        sample = torch.randn(1, *size)
     file = output or Path(f"{name}.{'onnx' if format_ == 'onnx' else 'pt2'}")
     moved = export_model(network, file, format_, sample=sample, merge=merge)
     out.print(f"{file}: largest difference from the eager model {moved:.1e}", highlight=False, soft_wrap=True)

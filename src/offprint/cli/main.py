@@ -39,7 +39,9 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 def _verbs() -> list[str]:
     """The files of this folder that are verbs: those that define a function, or a Typer application, of their own name."""
     return sorted(
-        m.name for m in pkgutil.iter_modules(offprint.cli.__path__) if m.name not in ("main", "console", "_training")
+        m.name
+        for m in pkgutil.iter_modules(offprint.cli.__path__)
+        if m.name not in ("main", "console") and not m.name.startswith("_")
     )
 
 
@@ -48,7 +50,7 @@ for verb in _verbs():
     if isinstance(found, typer.Typer):
         app.add_typer(found, name=verb)
     else:
-        app.command(verb)(found)
+        app.command(verb, context_settings=getattr(found, "settings", None))(found)
 
 
 def main() -> None:

@@ -7,70 +7,21 @@ from pathlib import Path
 
 import typer
 
-from offprint.cli import _training as cli
-from offprint.cli.console import bar, out, parse_overrides, quiet_lightning
+from offprint.cli._moved import has, moved, positional
+from offprint.cli._options import LOOSE
+from offprint.cli.console import bar, out
 
-recommend = typer.Typer(no_args_is_help=True, help="Train a recommender on your interactions, ask it, measure it.")
-Folder = typer.Argument(help="The folder that offprint recommend fit wrote.")
+recommend = typer.Typer(no_args_is_help=True, help="Ask a trained recommender.")
+Folder = typer.Argument(help="The folder of a run: offprint train --model lightgcn --data INTERACTIONS.")
 
 
-@recommend.command()
-def fit(
-    interactions: str = typer.Argument(
-        help="CSV, TSV or Parquet of user, item[, time, weight]; lines of 'user item item ...'; a folder of train.txt and "
-        "test.txt; or gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds, electronics."
-    ),
-    model: str = typer.Option("lightgcn", "--model", "-m", help="lightgcn, ultragcn, or a variant of one."),
-    output: cli.Out = Path("runs/recommend"),
-    test: str = typer.Option(None, help="A file of test interactions; nothing is split then."),
-    split: str = typer.Option("random", help="random, leave-one-out, temporal or none."),
-    fraction: float = typer.Option(0.2, help="Of the test part (random, temporal)."),
-    min_weight: float = typer.Option(None, help="Count interactions of at least this weight; default: above 0."),
-    columns: str = typer.Option(None, help="Unusual column names: user=NAME,item=NAME,time=NAME,weight=NAME."),
-    epochs: cli.Epochs = None,
-    batch_size: int = typer.Option(None, help="Pairs per step."),
-    lr: float = typer.Option(None, help="Rate of Adam."),
-    eval_every: int = typer.Option(None, help="Epochs between tests; 0 for none."),
-    patience: int = typer.Option(
-        None, help="Stop after so many tests without a better recall, and keep the best epoch."
-    ),
-    set_: cli.Set = [],  # noqa: B006 (Typer reads the default, nobody changes it)
-    option: cli.ModelOption = [],  # noqa: B006
-    checkpoint: str = typer.Option(None, help="Weights to start from, in any dialect of the model."),
-    resume: cli.Resume = True,
-    accelerator: cli.Accelerator = "auto",
-    seed: cli.Seed = 0,
-    logger: cli.Logger = "csv",
-) -> None:
-    """Train a recommender; a run that was interrupted goes on where it was."""
-    from offprint.data.interactions import load_interactions
-    from offprint.tasks.recommendation import train_recommender
-
-    given = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "eval_every": eval_every, "patience": patience}
-    overrides = parse_overrides(set_) | {k: v for k, v in given.items() if v is not None}
-    names = parse_overrides(columns.split(",")) if columns else None
-    data = load_interactions(
-        interactions, test=test, split=split, fraction=fraction, seed=seed, min_weight=min_weight,
-        columns={k: str(v) for k, v in names.items()} if names else None,
-    )  # fmt: skip
-    out.print(str(data), highlight=False, soft_wrap=True)
-    for note in data.notes:
-        out.print(f"  {note}", highlight=False, soft_wrap=True)
-    quiet_lightning()
-    summary = train_recommender(
-        model, data, output, overrides=overrides, model_options=parse_overrides(option), checkpoint=checkpoint,
-        resume=resume, seed=seed, accelerator=accelerator, logger=logger,
-    )  # fmt: skip
-    best, last = summary["best"], (summary["history"] or [None])[-1]
-    out.print(
-        f"{summary['epochs']} epochs, loss {summary['loss']:.4f}; weights: {summary['weights']}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    for label, row in (("last test", last), ("best test (chosen on the test part)", best)):
-        if row is not None and (label == "last test" or row != last):
-            out.print(f"{label}, epoch {row['epoch']}: {_line(row)}", highlight=False, soft_wrap=True)
-    out.print(f"next: offprint recommend query {output} --user {data.user_ids[0]}", highlight=False, soft_wrap=True)
+@recommend.command(context_settings=LOOSE)
+def fit(ctx: typer.Context) -> None:
+    """The older name of 'offprint train' for recommenders."""
+    interactions, rest = positional(ctx.args, "recommend fit", "a file of interactions, or a name")
+    model = [] if has(rest, "--model", "-m") else ["--model", "lightgcn"]
+    out_ = [] if has(rest, "--out") else ["--out", "runs/recommend"]
+    moved("recommend fit", ["train", *model, "--data", interactions, *out_, *rest])
 
 
 @recommend.command()
@@ -111,36 +62,7 @@ def query(
             out.print(f"{rank:4}  {item}  {score:.4f}", highlight=False, markup=False, soft_wrap=True)
 
 
-@recommend.command()
-def evaluate(
-    model: Path = Folder,
-    top: list[int] = typer.Option([20], "--top", "-k", help="Cut-off; may be repeated."),
-    all_users: bool = typer.Option(False, help="Divide by all users, not only by those with test items."),
-    as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
-) -> None:
-    """Recall, precision, NDCG and hit rate on the test part, all items ranked; beside it, what popularity alone gives."""
-    from offprint.tasks.ranking import evaluate_ranking
-    from offprint.tasks.recommendation import popularity, trained_recommender
-
-    trained = trained_recommender(model)
-    with bar() as progress:
-        task = progress.add_task("ranking", total=None)
-
-        def advance(now: int, total: int) -> None:
-            progress.update(task, completed=now, total=total)
-
-        found = trained.evaluate(top, all_users=all_users, progress=advance)
-        data = trained.data
-        plain = evaluate_ranking(
-            *popularity(data.train), data.train, data.test, top, all_users=all_users, progress=advance
-        )
-    if as_json:
-        print(json.dumps({"model": found, "popularity": plain}))
-        return
-    out.print(f"{data}; means over {found['users']:,} users", highlight=False, soft_wrap=True)
-    for label, row in ((trained.name, found), ("popularity", plain)):
-        out.print(f"{label:>16}  {_line(row)}", highlight=False, soft_wrap=True)
-
-
-def _line(row: dict) -> str:
-    return "   ".join(f"{name} {value:.4f}" for name, value in row.items() if "@" in name)
+@recommend.command(context_settings=LOOSE)
+def evaluate(ctx: typer.Context) -> None:
+    """The older name of 'offprint evaluate' for recommenders."""
+    moved("recommend evaluate", ["evaluate", *ctx.args])

@@ -1,4 +1,4 @@
-"""``offprint train``: a model, by its paper's recipe, on a folder, a named data set or a bundled sample."""
+"""``offprint train``: any model, by its paper's recipe, on one's own data, a named set or a bundled sample."""
 
 from __future__ import annotations
 
@@ -6,53 +6,71 @@ from pathlib import Path
 
 import typer
 
-from offprint.cli import _training as cli
-from offprint.cli.console import out, parse_overrides, quiet_lightning
+from offprint.cli import _options as cli
+from offprint.cli.console import out, parse_overrides, quiet_lightning, say
+from offprint.tasks.settings import Run
 
 
-def train(
-    model: str = typer.Option(..., "--model", "-m", help="A name from 'offprint models'."),
-    data: str = typer.Option(
-        ..., "--data", "-d", help="A folder of class folders, mnist, cifar10, ..., or sample:cifar10."
+def _train(
+    ctx: typer.Context,
+    model: str = typer.Option(
+        ..., "--model", "-m", help="A name from 'offprint models', or the folder of a run to start from."
     ),
+    data: str = typer.Option(
+        ...,
+        "--data",
+        "-d",
+        help="What the model's task opens: a folder, a table, a name, or sample:NAME; see 'offprint tasks'.",
+    ),
+    task: cli.Task = None,
+    stage: str = typer.Option(
+        "training", help="pretraining, training or finetuning, where the paper has a recipe for it."
+    ),
+    neck: str = typer.Option(None, help="A neck to set on a backbone; see 'offprint tasks'."),
+    head: str = typer.Option(None, help="A head to set on a backbone."),
     output: cli.Out = Path("runs/train"),
     set_: cli.Set = [],  # noqa: B006 (Typer reads the default, nobody changes it)
     option: cli.ModelOption = [],  # noqa: B006
-    epochs: cli.Epochs = None,
-    batch_size: cli.BatchSize = None,
-    lr: cli.Rate = None,
-    size: cli.Size = None,
-    pretrained: cli.Pretrained = False,
-    checkpoint: cli.Checkpoint = None,
-    resume: cli.Resume = True,
-    patience: int = typer.Option(0, help="Stop after this many epochs without a better validation accuracy."),
-    precision: cli.Precision = "32-true",
-    devices: cli.Devices = "1",
-    accelerator: cli.Accelerator = "auto",
-    accumulate: cli.Accumulate = 1,
-    workers: cli.Workers = 0,
-    seed: cli.Seed = 0,
-    logger: cli.Logger = "csv",
-    on_error: cli.OnError = "stop",
+    epochs: int = typer.Option(None, help="Short for --set epochs=N; so for every field of the recipe."),
+    batch_size: int = typer.Option(None, help="Short for --set batch_size=N."),
+    lr: float = typer.Option(None, help="Short for --set lr=X: the rate as given, whatever the batch."),
+    size: int = typer.Option(None, help="Short for --set input_size=N (pixels)."),
+    pretrained: bool = typer.Option(False, help="Start from the released weights."),
+    checkpoint: str = typer.Option(None, help="Start from this weight file."),
     show_recipe: cli.ShowRecipe = False,
+    *,
+    run: Run,
 ) -> None:
-    """Train a classifier; the paper's recipe is the default and every field can be overridden."""
-    overrides = cli.recipe_overrides(set_, epochs, batch_size, lr, size)
+    """Train a model; its paper's recipe is the default, and every field can be overridden.
+
+    What the task itself lets you choose (classes, splits, labels, masks, ...) is given the same way: 'offprint tasks NAME' lists it.
+    """
+    import dataclasses
+
+    from offprint.api import choose_for_training, train
+
+    chosen, start = choose_for_training(model, task, head)
+    recipe = chosen.recipe(start, stage, {})
+    fields = {f.name: f.default for f in dataclasses.fields(recipe)}
+    plain, options, fields_given = cli.split_words(ctx.args, chosen.offers(), "train", chosen.name, fields)
+    if plain:
+        raise typer.BadParameter(f"unexpected {' '.join(plain)!r}; data are given with --data")
+    short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "input_size": size}
+    overrides = {**parse_overrides(set_), **fields_given, **{k: v for k, v in short.items() if v is not None}}
+    if lr is not None and "reference_batch" in fields:
+        overrides.setdefault("reference_batch", 0)
     if show_recipe:
-        import dataclasses
-
-        from offprint.tasks.recipe import Recipe
-
-        out.print(dataclasses.asdict(Recipe.of(model, **overrides)))
+        out.print(dataclasses.asdict(chosen.recipe(start, stage, overrides)))
         return
-    from offprint.tasks.classification import train_classifier
-
     quiet_lightning()
-    summary = train_classifier(
-        model, data, output, pretrained=pretrained, checkpoint=checkpoint, overrides=overrides,
-        model_options=parse_overrides(option), resume=resume, patience=patience, precision=precision,
-        devices=cli.device_count(devices), accelerator=accelerator, accumulate=accumulate,
-        workers=workers, seed=seed, logger=logger, on_error=on_error,
+    done = train(
+        model, data, output, task=task, stage=stage, recipe=overrides, options=options, model_options=parse_overrides(option),
+        neck=neck, head=head, pretrained=pretrained, checkpoint=checkpoint, run=run,
     )  # fmt: skip
-    out.print(f"validation accuracy {summary['accuracy']:.2f} % after {summary['epochs']} epochs; weights: {summary['weights']}",
-              highlight=False, soft_wrap=True)  # fmt: skip
+    if done.leader:
+        for line in done.lines:
+            say(line)
+
+
+train = cli.with_run(_train)
+train.settings = cli.LOOSE  # type: ignore[attr-defined]

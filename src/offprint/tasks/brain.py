@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,41 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from offprint.data.brain_series import Labels, Scans, make_labels, open_series, read_labels, split_scans
+from offprint.data.brain_series import (
+    Labels,
+    Scans,
+    check_series,
+    make_labels,
+    open_series,
+    read_labels,
+    split_scans,
+)
 from offprint.data.images import EpochSampler, Seeded
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write
-from offprint.models.checkpoint import read_file, save_weights
-from offprint.models.graphs.fmri_ssl import STAGIN, SpatioTemporalMAE
-from offprint.models.registry import create_model, entry
+from offprint.models.checkpoint import save_weights
+from offprint.models.graphs.fmri_ssl import STAGIN
+from offprint.models.registry import Entry, create_model, entry
 from offprint.tasks.brain_use import (
-    ABOUT,
     SHARED,
     batches,
     csv_text,
     describe,
     digest,
     each,
+    fitting,
     head_of,
     load_encoder,
+    load_run,
     mark_of,
     rows_of,
     stack,
+    write_table,
 )
-from offprint.tasks.running import RecipeTask, open_folder, train
+from offprint.tasks.contract import Job, Ready, Task, Trained, register_task, train
+from offprint.tasks.folder import WEIGHTS, read_about
+from offprint.tasks.results import Figures, Result, canvas, finish
+from offprint.tasks.running import Fitted, RecipeTask
 
 
 @dataclass(frozen=True)
@@ -212,88 +226,140 @@ def part_length(scans: Scans, length: int | None) -> int | None:
     return min(length or scans.shortest, scans.shortest - 1)
 
 
-def pretrain(
-    source: Any,
-    out: str | Path,
-    *,
-    model: str = "brain_mae",
-    overrides: dict[str, Any] | None = None,
-    model_options: dict[str, Any] | None = None,
-    val_fraction: float = 0.1,
-    resume: bool = True,
-    precision: str = "32-true",
-    devices: int | str = 1,
-    accelerator: str = "auto",
-    accumulate: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    logger: str = "csv",
-    progress: bool = True,
-    callbacks: tuple[Callback, ...] = (),
-) -> dict[str, Any]:
-    """Pre-train the encoder on scans without labels.
-
-    Args:
-        source: what :func:`offprint.data.brain_series.open_series` takes.
-        out: folder for checkpoints, logs, ``model.safetensors`` (the encoder), ``brain.json`` and ``summary.json``.
-        model: name of the masked autoencoder.
-        overrides: fields of :class:`BrainRecipe`.
-        model_options: arguments of the model; the number of regions is the scans'.
-        val_fraction: share of the scans that reconstruction is measured on.
-        resume: go on from ``out/last.ckpt`` when it is there; the result is that of an uninterrupted run.
-        precision, devices, accelerator, accumulate, workers, logger: Lightning's and the loader's.
-        seed: of everything random.
-
-    Returns:
-        The losses on held-out scans (``loss`` and its parts; ``None`` without held-out scans), ``epochs``, ``scans``,
-        ``weights`` and ``data`` (what the source says of itself).
-
-    Raises:
-        NonFiniteLoss: the last good checkpoint stays.
-    """
-    recipe = BrainRecipe.of(model, **(overrides or {}))
-    options = {**entry(model).kwargs, **(model_options or {})}
-    scans = open_series(source, window=options.get("window", 50))
-    options["num_regions"] = scans.num_regions
-    options["length"] = part_length(scans, options.get("length", 600))
-    torch.manual_seed(seed)
-    network = create_model(model, **options)
-    if not isinstance(network, SpatioTemporalMAE):
-        raise OffprintError(f"{model} is no masked autoencoder of scans; choose brain_mae")
-    held = round(val_fraction * len(scans))
-    order = np.random.default_rng(seed).permutation(len(scans)).tolist()
-    if not 0 <= held < len(scans):
-        raise OffprintError(f"val_fraction={val_fraction} leaves none of {len(scans)} scans to train on")
-    shown, hidden = scans.take(sorted(order[held:])), scans.take(sorted(order[:held]))
-    settings = {
-        "model": "encoder", "pretrained_by": model, "options": options, "recipe": dataclasses.asdict(recipe), "seed": seed,
-        "scans": len(scans), "digest": digest(scans), "val_fraction": val_fraction, "data": scans.about,
-    }  # fmt: skip
-    last = open_folder(out, ABOUT, settings, resume)
-    data = ScanData(
-        (shown, torch.zeros(len(shown))), (hidden, torch.zeros(held)) if held else None, options["length"],
-        min(recipe.batch_size, len(shown)), workers, seed,
-    )  # fmt: skip
-    trainer = train(
-        BrainPretraining(network, recipe, seed), data, last, callbacks, precision=precision, devices=devices,
-        accelerator=accelerator, accumulate=accumulate, logger=logger, progress=progress,
-    )  # fmt: skip
-    _restore(network, last)
-    weights = save_weights(network.encoder, last.parent / "model.safetensors")
-    summary = {**_reconstruction(network, hidden, recipe.batch_size, seed), "epochs": trainer.current_epoch,
-               "scans": len(scans), "weights": str(weights), "data": scans.about}  # fmt: skip
-    atomic_write(last.parent / "summary.json", json.dumps(summary, indent=1))
-    return summary
+def _length(options: Mapping[str, Any]) -> int | None:
+    """Frames of each scan that a model reads in a step, as its arguments or their default say."""
+    return options.get("length", 600)
 
 
-def _restore(network: nn.Module, last: Path) -> None:
-    state = read_file(last)["state_dict"]
-    network.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
-    network.to("cpu").eval()
+class _Scans(Task):
+    """What both stages share: scans, the arguments of a model that follow from them, STAGIN's recipe."""
+
+    def recipe(self, spec: Entry, stage: str = "training", overrides: Mapping[str, Any] | None = None) -> BrainRecipe:
+        return BrainRecipe.of(spec.name, **(overrides or {}))
+
+    def settle(self, job: Job, scans: Scans, before: Mapping[str, Any]) -> None:
+        """The model's arguments: its own, those of the weights it starts from, those of the scans, and what was asked for."""
+        options = {**job.entry.kwargs, **{k: v for k, v in before.get("options", {}).items() if k in SHARED}}
+        options |= job.model_options
+        check_series(dict(zip(scans.ids, scans.series, strict=True)), options.get("window", 50))
+        if before and before["options"]["num_regions"] != scans.num_regions:
+            raise DataError(
+                f"{job.checkpoint} was trained on {before['options']['num_regions']} regions, the scans have {scans.num_regions}; "
+                "use scans of the same parcellation"
+            )
+        options["num_regions"] = scans.num_regions
+        options["length"] = part_length(scans, _length(options))
+        job.model_options = options
+
+    def evaluate(
+        self,
+        ready: Ready,
+        data: Any = None,
+        *,
+        labels: str | None = None,
+        target: str | None = None,
+        batch_size: int = 4,
+        progress: Callable[..., None] | None = None,
+    ) -> Figures:
+        """Figures on labelled scans.
+
+        Args:
+            labels: CSV or TSV with a column of subjects and the target's.
+            target: column to predict; default that of the run.
+            batch_size: scans at once.
+        """
+        raise OffprintError(
+            f"{ready.folder} is a pre-trained encoder, which predicts nothing; fine-tune it: "
+            f"offprint train --model {ready.folder} --task connectivity --data SERIES --labels FILE --target COLUMN"
+        )
+
+
+class ConnectivityPretraining(_Scans):
+    """Spatio-temporal masked pre-training on scans without labels."""
+
+    name = "connectivity-pretraining"
+    does = "pre-trains on brain scans without labels"
+
+    def open(self, source: Any, *, seed: int = 0) -> Scans:
+        """Open scans.
+
+        Args:
+            source: a folder of .npy, .csv or .tsv files (frames x regions), one per subject; one .npy or .npz of all; or arrays.
+        """
+        return source if isinstance(source, Scans) else open_series(source)
+
+    def digest(self, data: Scans) -> str:
+        return digest(data)
+
+    def prepare(
+        self, job: Job, *, val_fraction: float = 0.1, window: int | None = None, stride: int | None = None
+    ) -> None:
+        """Hold scans out, and settle the windows.
+
+        Args:
+            val_fraction: share of the scans that reconstruction is measured on.
+            window: frames per window; default 50.
+            stride: frames between windows; default 3.
+        """
+        scans = job.data
+        job.model_options |= {k: v for k, v in (("window", window), ("stride", stride)) if v is not None}
+        self.settle(job, scans, {})
+        held = round(val_fraction * len(scans))
+        if not 0 <= held < len(scans):
+            raise OffprintError(f"val_fraction={val_fraction} leaves none of {len(scans)} scans to train on")
+        order = np.random.default_rng(job.run.seed).permutation(len(scans)).tolist()
+        shown, hidden = scans.take(sorted(order[held:])), scans.take(sorted(order[:held]))
+        job.settled = {"val_fraction": val_fraction, "shown": shown, "hidden": hidden}
+
+    def build(self, job: Job) -> nn.Module:
+        if job.pretrained or job.checkpoint:
+            raise OffprintError(f"{job.model} starts from random weights; leave --pretrained and --checkpoint out")
+        return create_model(job.model, **job.model_options)
+
+    def about(self, job: Job) -> dict[str, Any]:
+        return {"val_fraction": job.settled["val_fraction"], "scans": len(job.data), "data": job.data.about}
+
+    def module(self, job: Job) -> BrainPretraining:
+        return BrainPretraining(job.network, job.how, job.run.seed)
+
+    def loaders(self, job: Job) -> ScanData:
+        shown, hidden = job.settled["shown"], job.settled["hidden"]
+        return ScanData(
+            (shown, torch.zeros(len(shown))), (hidden, torch.zeros(len(hidden))) if len(hidden) else None,
+            job.model_options["length"], min(job.how.batch_size, len(shown)), job.run.workers, job.run.seed,
+        )  # fmt: skip
+
+    def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
+        losses = _reconstruction(job.network, job.settled["hidden"], job.how.batch_size, job.run.seed)
+        return {**losses, "scans": len(job.data), "data": job.data.about}
+
+    def save(self, job: Job) -> None:
+        save_weights(job.network.encoder, job.folder / WEIGHTS)
+
+    def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
+        said = []
+        if figures["loss"] is not None:
+            said.append(
+                f"{figures['scans']} scans, {figures['epochs']} epochs; on held-out scans the loss is {figures['loss']:.4f} "
+                f"(hidden regions {figures['spatial_node']:.4f}, edges {figures['spatial_edge']:.4f}; windows between others "
+                f"{figures['temporal_node']:.4f}, {figures['temporal_edge']:.4f})"
+            )
+        said += [f"the scans are {figures['data']}"] if figures["data"] else []
+        next_ = f"next: offprint train --model {folder} --task connectivity --data SERIES --labels labels.csv --target COLUMN"
+        return [*said, f"weights: {folder / WEIGHTS}", next_]
+
+    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
+        model, spec = load_run(folder)
+        return Ready(self, model, about["model"], spec, folder)
+
+    def predict(self, ready: Ready, inputs: Any, *, progress: Callable[..., None] | None = None) -> Result:
+        """A pre-trained encoder gives vectors: ``offprint brain embed``."""
+        self.evaluate(ready)
+        raise AssertionError
 
 
 @torch.no_grad()
-def _reconstruction(network: SpatioTemporalMAE, scans: Scans, size: int, seed: int) -> dict[str, float | None]:
+def _reconstruction(network: nn.Module, scans: Scans, size: int, seed: int) -> dict[str, float | None]:
     """Losses on whole scans, the mean over scans."""
     sums: dict[str, float | None] = dict.fromkeys(
         ("loss", "spatial_node", "spatial_edge", "temporal_node", "temporal_edge")
@@ -303,6 +369,335 @@ def _reconstruction(network: SpatioTemporalMAE, scans: Scans, size: int, seed: i
         for name, value in out._asdict().items():
             sums[name] = (sums[name] or 0.0) + float(value) * len(group) / len(scans)
     return sums
+
+
+@dataclass
+class Labelled:
+    """Labelled scans: those that are shown and those that are held out."""
+
+    scans: Scans
+    labels: Labels
+    shown: list[int]
+    hidden: list[int]
+    fold: tuple[int, int]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Mean and spread of the shown targets, where they are numbers."""
+        if self.labels.classes:
+            return 0.0, 1.0
+        values = self.labels.values[self.shown]
+        return float(values.mean()), float(values.std()) or 1.0
+
+    @property
+    def goals(self) -> Tensor:
+        """What the model learns to say."""
+        values, (mean, std) = self.labels.values, self.scale
+        return torch.from_numpy(values) if self.labels.classes else torch.from_numpy((values - mean) / std).float()
+
+
+@dataclass
+class ScanPredictions(Result):
+    """Predicted classes or values of scans. Each row: ``subject``, the target, and per class a probability."""
+
+    target: str = "label"
+
+    def draw(self, path: str | Path) -> Path:
+        """How the predictions are spread."""
+        figure, axes = canvas(6, 4)
+        values = [row[self.target] for row in self.rows]
+        if all(isinstance(v, int | float) for v in values):
+            axes.hist(values, bins=20, color="#3b6ea5")
+        else:
+            names = sorted(set(values))
+            axes.bar(names, [values.count(n) for n in names], color="#3b6ea5")
+        axes.set_xlabel(self.target)
+        axes.set_ylabel("scans")
+        return finish(figure, path)
+
+
+class Connectivity(_Scans):
+    """Classes or values of brain scans, by classifiers that start from a pre-trained encoder or from nothing."""
+
+    name = "connectivity"
+    does = "predicts from brain scans"
+    made = ("held_out.csv",)
+
+    def inherit(self, about: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        if about["task"] == self.name:
+            return super().inherit(about)
+        return "stagin", {}
+
+    def open(
+        self,
+        source: Any,
+        *,
+        seed: int = 0,
+        labels: str | None = None,
+        target: str = "label",
+        kind: str = "auto",
+        missing: str = "stop",
+        folds: int = 5,
+        fold: int = 0,
+    ) -> Labelled:
+        """Open labelled scans.
+
+        Args:
+            source: a folder of .npy, .csv or .tsv files (frames x regions), one per subject; one .npy or .npz of all; or arrays.
+            labels: CSV or TSV with a column of subjects and the target's; or one value per scan in their order.
+            target: column to predict: words or a few whole numbers are classes, else a number.
+            kind: classification, regression or auto.
+            missing: a scan without a label: stop or skip.
+            folds: one part in so many is held out, classes spread evenly; 1 trains on all and tests nothing.
+            fold: which part is held out.
+        """
+        scans = source if isinstance(source, Scans) else open_series(source)
+        if labels is None:
+            raise OffprintError(
+                "no labels were given; give --labels FILE.csv with a column of subjects and --target COLUMN"
+            )
+        if isinstance(labels, str | Path):
+            made, having = read_labels(labels, target, scans.ids, kind=kind, missing=missing)
+            scans = scans.take(having)
+        else:
+            made = labels if isinstance(labels, Labels) else make_labels(list(labels), target, kind)
+            if len(made.values) != len(scans):
+                raise DataError(f"{len(made.values)} labels were given for {len(scans)} scans; expected one each")
+        parts = (list(range(len(scans))), []) if folds == 1 else split_scans(made, len(scans), folds, fold, seed)
+        return Labelled(scans, made, *parts, (folds, fold))
+
+    def digest(self, data: Labelled) -> str:
+        return digest(data.scans, data.labels)
+
+    def train(self, job: Job) -> Trained:
+        if not job.options.get("cross_validate"):
+            return super().train(job)
+        runs = []
+        for k in range(int(job.options.get("folds", 5))):
+            options = {**job.options, "cross_validate": False, "fold": k}
+            part = replace(job, out=job.out / f"fold-{k}", options=options, model_options=dict(job.model_options))
+            runs.append(super().train(part))
+        figures = over_folds(runs)
+        if runs[0].leader:
+            atomic_write(job.out / "summary.json", json.dumps(figures, indent=1))
+        return Trained(
+            job.out.absolute(), job.model, self.name, figures, self.lines(figures, Path(job.out)), runs[0].leader
+        )
+
+    def prepare(
+        self,
+        job: Job,
+        *,
+        readout: str | None = None,
+        window: int | None = None,
+        stride: int | None = None,
+        cross_validate: bool = False,
+    ) -> None:
+        """Settle the model.
+
+        Args:
+            cross_validate: hold out each part in turn.
+            readout: over regions: sero, garo or mean.
+            window: frames per window; default that of the weights, else 50.
+            stride: frames between windows; default that of the weights, else 3.
+        """
+        given = {"readout": readout, "window": window, "stride": stride}
+        job.model_options |= {k: v for k, v in given.items() if v is not None}
+        before = describe(job.checkpoint) if job.checkpoint is not None else {}
+        self.settle(job, job.data.scans, before)
+        job.model_options["num_classes"] = max(1, len(job.data.labels.classes))
+        job.settled = {"before": before}
+
+    def build(self, job: Job) -> nn.Module:
+        network = create_model(job.model, **job.model_options)
+        if job.pretrained:
+            raise OffprintError(f"{job.model} has no released weights; start from a run or a file with --checkpoint")
+        if job.checkpoint is not None:
+            load_encoder(network, job.checkpoint)
+        return network
+
+    def about(self, job: Job) -> dict[str, Any]:
+        data, before = job.data, job.settled["before"]
+        return {
+            "target": data.labels.name, "classes": list(data.labels.classes), "scale": list(data.scale), "folds": data.fold[0],
+            "fold": data.fold[1], "scans": len(data.scans), "data": data.scans.about,
+            "started_from": before.get("sha256", ""), "started_from_data": before.get("data", ""),
+        }  # fmt: skip
+
+    def module(self, job: Job) -> BrainFineTuning:
+        return BrainFineTuning(job.network, job.how, len(job.data.labels.classes), job.run.seed)
+
+    def loaders(self, job: Job) -> ScanData:
+        data, goals = job.data, job.data.goals
+        shown, hidden = data.scans.take(data.shown), data.scans.take(data.hidden)
+        return ScanData(
+            (shown, goals[data.shown]), (hidden, goals[data.hidden]) if data.hidden else None, job.model_options["length"],
+            min(job.how.batch_size, len(shown)), job.run.workers, job.run.seed,
+        )  # fmt: skip
+
+    def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
+        data, size, metrics = job.data, job.how.batch_size, {}
+        labels = data.labels
+        if data.hidden:
+            hidden = data.scans.take(data.hidden)
+            logits = torch.cat([x for _, x in each(job.network, hidden, size, job.network.__call__)])
+            order = [i for group in batches(hidden, size) for i in group]
+            truth = labels.values[data.hidden][order]
+            metrics = score(logits, truth, labels.classes, data.scale)
+            rows = rows_of([hidden.ids[i] for i in order], logits, labels.classes, data.scale)
+            written = [labels.classes[t] if labels.classes else f"{t:g}" for t in truth]
+            mark = mark_of(data.scans)
+            head = [*head_of(labels.name, labels.classes), "truth", *["source"] * len(mark)]
+            table = csv_text([head, *([*row, t, *mark] for row, t in zip(rows, written, strict=True))])
+            atomic_write(job.folder / "held_out.csv", table)
+        return {"metrics": metrics, "trained_on": len(data.shown), "tested_on": len(data.hidden), "target": labels.name,
+                "data": data.scans.about}  # fmt: skip
+
+    def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
+        named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in figures["metrics"].items())
+        said = [f"{figures['target']}: {named} on {figures['tested_on']} held-out scans"] if named else []
+        said.append(f"trained on {figures['trained_on']} scans")
+        said += [f"the scans are {figures['data']}"] if figures["data"] else []
+        return [
+            *said,
+            f"weights: {folder / WEIGHTS}",
+            f"next: offprint predict SERIES --model {folder} --out predictions.csv",
+        ]
+
+    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
+        model, spec = load_run(folder)
+        return Ready(self, model, about["model"], spec, folder)
+
+    def _said(self, ready: Ready, source: Any, size: int, progress) -> tuple[Scans, list[int], Tensor]:
+        if "scale" not in ready.about:
+            raise OffprintError(f"{ready.folder} is not the folder of a fine-tuning, so its outputs have no names")
+        scans = fitting(source, ready.model, ready.folder)
+        if progress:
+            progress(total=len(scans))
+        order, found = [], []
+        for group, logits in each(ready.model, scans, size, ready.model.__call__):
+            order += group
+            found.append(logits)
+            for _ in group if progress else ():
+                progress(text="scans")
+        back = torch.tensor(order).argsort()
+        return scans, order, torch.cat(found)[back]
+
+    def predict_to(self, ready: Ready, inputs: Any, path: Path | None = None, **options: Any) -> Result:
+        if path is None or Path(path).suffix != ".csv" or ready.folder is None or "scale" not in ready.about:
+            return super().predict_to(ready, inputs, path, **options)
+        advance, state = options.get("progress"), {"done": 0}
+
+        def told(done: int, total: int) -> None:
+            if advance is None:
+                return
+            if not state["done"]:
+                advance(total=total)
+            for _ in range(done - state["done"]):
+                advance(text="scans")
+            state["done"] = done
+
+        source = inputs[0] if isinstance(inputs, list) and len(inputs) == 1 else inputs
+        size = options.get("batch_size", 4)
+        made = write_table(source, ready.folder, path, what="predictions", batch_size=size, progress=told)
+        with Path(path).open(encoding="utf-8", newline="") as stream:
+            rows: list[dict[str, Any]] = list(csv.DictReader(stream))
+        notes = [f"the scans are {made['data']}"] if made["data"] else []
+        if made["trained_on"] and made["trained_on"] != made["data"]:
+            notes.append(f"the weights were trained on data that are {made['trained_on']}")
+        return ScanPredictions(rows, notes, ready.about["target"])
+
+    def evaluate(
+        self,
+        ready: Ready,
+        data: Any = None,
+        *,
+        labels: str | None = None,
+        target: str | None = None,
+        batch_size: int = 4,
+        progress: Callable[..., None] | None = None,
+    ) -> Figures:
+        """Figures on labelled scans: accuracies and AUROC in percent; or mean absolute error, r and R².
+
+        Args:
+            labels: CSV or TSV with a column of subjects and the target's.
+            target: column to predict; default that of the run.
+            batch_size: scans at once.
+        """
+        if data is None or labels is None:
+            raise OffprintError("evaluating takes scans and their labels; give --data SERIES and --labels FILE.csv")
+        scans, _, logits = self._said(ready, data, batch_size, progress)
+        classes = ready.about["classes"]
+        made, having = read_labels(
+            labels, target or ready.about["target"], scans.ids, kind="classification" if classes else "regression"
+        )
+        truth = made.values
+        if classes:
+            odd = sorted(set(made.classes) - set(classes))
+            if odd:
+                raise DataError(
+                    f"{labels} has the classes {', '.join(odd)}, which the model was not trained on ({', '.join(classes)})"
+                )
+            truth = np.array([classes.index(made.classes[v]) for v in made.values])
+        figures = score(logits[having], truth, classes, tuple(ready.about["scale"]))
+        return Figures.of({**figures, "scans": len(having)})
+
+    def predict(
+        self, ready: Ready, inputs: Any, *, batch_size: int = 4, progress: Callable[..., None] | None = None
+    ) -> ScanPredictions:
+        """Classes or values of scans.
+
+        Args:
+            inputs: scans, as for training.
+            batch_size: scans at once.
+        """
+        source = (
+            inputs[0] if isinstance(inputs, list) and len(inputs) == 1 and isinstance(inputs[0], str | Path) else inputs
+        )
+        scans, _, logits = self._said(ready, source, batch_size, progress)
+        classes, target = ready.about["classes"], ready.about["target"]
+        mean, std = ready.about["scale"]
+        rows = []
+        for name, row in zip(scans.ids, logits, strict=True):
+            if classes:
+                p = row.softmax(0)
+                rows.append({"subject": name, target: classes[int(p.argmax())],
+                             **{f"p_{c}": round(float(v), 6) for c, v in zip(classes, p, strict=True)}})  # fmt: skip
+            else:
+                rows.append({"subject": name, target: float(row.squeeze(-1)) * std + mean})
+        return ScanPredictions(rows, [f"the scans are {scans.about}"] if scans.about else [], target)
+
+
+def pretrain(
+    source: Any,
+    out: str | Path,
+    *,
+    model: str = "brain_mae",
+    overrides: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    val_fraction: float = 0.1,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """:func:`offprint.train` for pre-training on scans, with a plain dictionary of figures.
+
+    Args:
+        source: what :func:`offprint.data.brain_series.open_series` takes.
+        out: folder of the run; ``model.safetensors`` is the encoder.
+        model: name of the masked autoencoder.
+        overrides: fields of :class:`BrainRecipe`.
+        model_options: arguments of the model; the number of regions is the scans'.
+        val_fraction: share of the scans that reconstruction is measured on.
+        **settings: see :class:`~offprint.tasks.settings.Run`.
+
+    Returns:
+        The losses on held-out scans (``loss`` and its parts; ``None`` without held-out scans), ``epochs``, ``scans``,
+        ``weights`` and ``data`` (what the source says of itself).
+    """
+    return dict(train(
+        model, source, out, task="connectivity-pretraining", recipe=overrides, options={"val_fraction": val_fraction},
+        model_options=model_options, callbacks=callbacks, **settings,
+    ))  # fmt: skip
 
 
 def finetune(
@@ -315,149 +710,48 @@ def finetune(
     kind: str = "auto",
     missing: str = "stop",
     model: str = "stagin",
-    overrides: dict[str, Any] | None = None,
-    model_options: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
     folds: int = 5,
     fold: int | None = 0,
-    resume: bool = True,
-    precision: str = "32-true",
-    devices: int | str = 1,
-    accelerator: str = "auto",
-    accumulate: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    logger: str = "csv",
-    progress: bool = True,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Fine-tune on labelled scans: classes by cross entropy, numbers by mean squared error.
+    """:func:`offprint.train` for labelled scans, over one part held out or over each in turn.
 
     Args:
-        source: what :func:`offprint.data.brain_series.open_series` takes.
-        labels: a CSV or TSV table (see :func:`offprint.data.brain_series.read_labels`), or one value per scan in their order.
+        source, labels, target, kind, missing, folds: see :meth:`Connectivity.open`.
         out: folder of the run; with ``fold=None`` it gets one folder per fold.
-        target: column of the table.
         weights: a pre-training run, or a weight file; ``None`` starts from random weights. The encoder's size, window, stride
             and sparsity are taken from it.
-        kind: ``classification``, ``regression`` or ``auto``.
-        missing: scans without a label: ``stop`` or ``skip``.
         model: name of the model, whose options ``model_options`` overrides.
         overrides: fields of :class:`BrainRecipe`.
-        folds: one part in so many is held out for testing, classes spread evenly; 1 trains on all and tests nothing.
         fold: which part is held out; ``None`` for each in turn.
-        resume, precision, devices, accelerator, accumulate, workers, seed, logger: as in :func:`pretrain`.
+        **settings: see :class:`~offprint.tasks.settings.Run`.
 
     Returns:
         ``metrics`` on held-out scans (accuracy, balanced accuracy, and AUROC of two classes; or MAE, r and R²): means over the
         folds, with ``spread`` (their standard deviations) when there are several; ``folds``, ``weights``, ``scans``, ``data``.
     """
-    recipe = BrainRecipe.of(model, **(overrides or {}))
-    before = describe(weights) if weights is not None else {}
-    options = {**entry(model).kwargs, **{k: v for k, v in before.get("options", {}).items() if k in SHARED}}
-    options |= model_options or {}
-    scans = open_series(source, window=options.get("window", 50))
-    if before and before["options"]["num_regions"] != scans.num_regions:
-        raise DataError(
-            f"{weights} was trained on {before['options']['num_regions']} regions, the scans have {scans.num_regions}; "
-            "use scans of the same parcellation"
-        )
-    options["num_regions"] = scans.num_regions
-    options["length"] = part_length(scans, options.get("length", 600))
-    if isinstance(labels, str | Path):
-        made, having = read_labels(labels, target, scans.ids, kind=kind, missing=missing)
-        scans = scans.take(having)
-    else:
-        made = labels if isinstance(labels, Labels) else make_labels(list(labels), target, kind)
-        if len(made.values) != len(scans):
-            raise DataError(f"{len(made.values)} labels were given for {len(scans)} scans; expected one each")
-    options["num_classes"] = max(1, len(made.classes))
-    if folds == 1 and fold is None:
-        fold = 0
-    runs = []
-    for k in range(folds) if fold is None else [fold]:
-        if folds == 1:
-            shown, hidden = list(range(len(scans))), []
-        else:
-            shown, hidden = split_scans(made, len(scans), folds, k, seed)
-        run = _Run(scans, made, shown, hidden, options, recipe, before, weights, model, seed, kind=(folds, k))
-        folder = Path(out) / f"fold-{k}" if fold is None else Path(out)
-        runs.append(
-            run(folder, resume, callbacks, workers, precision=precision, devices=devices, accelerator=accelerator,
-                accumulate=accumulate, logger=logger, progress=progress)
-        )  # fmt: skip
-    names = runs[0]["metrics"]
-    summary = {
-        "target": made.name,
-        "classes": list(made.classes),
+    options = {"labels": labels, "target": target, "kind": kind, "missing": missing, "folds": folds,
+               "fold": fold or 0, "cross_validate": fold is None and folds > 1}  # fmt: skip
+    done = train(
+        model, source, Path(out), task="connectivity", recipe=overrides, options=options, model_options=model_options,
+        checkpoint=None if weights is None else str(weights), callbacks=callbacks, **settings,
+    )  # fmt: skip
+    return dict(done) if "spread" in done else over_folds([done])
+
+
+def over_folds(runs: Sequence[Trained]) -> dict[str, Any]:
+    """Figures of the parts that were held out, their means, and how far they spread where there are several."""
+    names, about = runs[0]["metrics"], read_about(runs[0].folder)
+    return {
+        "target": about["target"], "classes": about["classes"],
         "metrics": {n: float(np.mean([r["metrics"][n] for r in runs])) for n in names},
         "spread": {n: float(np.std([r["metrics"][n] for r in runs], ddof=1)) for n in names} if len(runs) > 1 else {},
-        "folds": runs,
-        "weights": runs[0]["weights"],
-        "scans": len(scans),
-        "data": scans.about,
-    }
-    atomic_write(Path(out) / "summary.json", json.dumps(summary, indent=1))
-    return summary
-
-
-@dataclass
-class _Run:
-    """One fold of a fine-tuning."""
-
-    scans: Scans
-    labels: Labels
-    shown: list[int]
-    hidden: list[int]
-    options: dict[str, Any]
-    recipe: BrainRecipe
-    before: dict[str, Any]
-    weights: Any
-    model: str
-    seed: int
-    kind: tuple[int, int]
-
-    def __call__(self, folder: Path, resume: bool, callbacks, workers: int, **how) -> dict[str, Any]:
-        labels, values = self.labels, self.labels.values
-        mean, std = (
-            (0.0, 1.0) if labels.classes else (float(values[self.shown].mean()), float(values[self.shown].std()) or 1.0)
-        )
-        torch.manual_seed(self.seed)
-        network = create_model(self.model, **self.options)
-        if not isinstance(network, STAGIN):
-            raise OffprintError(f"{self.model} is no classifier of scans; choose stagin")
-        if self.weights is not None:
-            load_encoder(network, self.weights)
-        settings = {
-            "model": self.model, "options": self.options, "recipe": dataclasses.asdict(self.recipe), "seed": self.seed,
-            "target": labels.name, "classes": list(labels.classes), "scale": [mean, std], "folds": self.kind[0],
-            "fold": self.kind[1], "scans": len(self.scans), "digest": digest(self.scans, labels), "data": self.scans.about,
-            "started_from": self.before.get("sha256", ""), "started_from_data": self.before.get("data", ""),
-        }  # fmt: skip
-        last = open_folder(folder, ABOUT, settings, resume)
-        goals = torch.from_numpy(values) if labels.classes else torch.from_numpy((values - mean) / std).float()
-        shown, hidden = self.scans.take(self.shown), self.scans.take(self.hidden)
-        data = ScanData(
-            (shown, goals[self.shown]), (hidden, goals[self.hidden]) if self.hidden else None, self.options["length"],
-            min(self.recipe.batch_size, len(shown)), workers, self.seed,
-        )  # fmt: skip
-        task = BrainFineTuning(network, self.recipe, len(labels.classes), self.seed)
-        trainer = train(task, data, last, callbacks, **how)
-        _restore(network, last)
-        weights = save_weights(network, last.parent / "model.safetensors")
-        metrics: dict[str, float] = {}
-        if self.hidden:
-            logits = torch.cat([x for _, x in each(network, hidden, self.recipe.batch_size, network.__call__)])
-            order = [i for group in batches(hidden, self.recipe.batch_size) for i in group]
-            truth = values[self.hidden][order]
-            metrics = score(logits, truth, labels.classes, (mean, std))
-            rows = rows_of([hidden.ids[i] for i in order], logits, labels.classes, (mean, std))
-            written = [labels.classes[t] if labels.classes else f"{t:g}" for t in truth]
-            mark = mark_of(self.scans)
-            head = [*head_of(labels.name, labels.classes), "truth", *["source"] * len(mark)]
-            table = csv_text([head, *([*row, t, *mark] for row, t in zip(rows, written, strict=True))])
-            atomic_write(last.parent / "held_out.csv", table)
-        return {"metrics": metrics, "epochs": trainer.current_epoch, "weights": str(weights), "trained_on": len(shown),
-                "tested_on": len(hidden)}  # fmt: skip
+        "folds": [dict(r) for r in runs], "weights": runs[0]["weights"], "epochs": runs[0]["epochs"], "scans": about["scans"],
+        "data": about["data"],
+    }  # fmt: skip
 
 
 def score(logits: Tensor, truth: np.ndarray, classes: Sequence[str], scale: tuple[float, float]) -> dict[str, float]:
@@ -482,3 +776,7 @@ def score(logits: Tensor, truth: np.ndarray, classes: Sequence[str], scale: tupl
         "r": 0.0 if steady else float(np.corrcoef(guess, truth)[0, 1]),
         "r2": 1 - float(((guess - truth) ** 2).sum()) / spread if spread else 0.0,
     }
+
+
+register_task(ConnectivityPretraining())
+register_task(Connectivity())

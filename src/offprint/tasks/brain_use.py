@@ -21,8 +21,8 @@ from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights, read_file, unwrap
 from offprint.models.graphs.fmri_ssl import STAGIN, BrainEncoder
 from offprint.models.registry import create_model
+from offprint.tasks.folder import WEIGHTS, is_run, read_about
 
-ABOUT = "brain.json"
 SHARED = ("num_regions", "hidden_dim", "num_layers", "sparsity", "window", "stride")  # what fine-tuning takes over
 
 
@@ -76,11 +76,14 @@ def find_weights(weights: str | Path) -> Path:
 
 
 def describe(weights: str | Path, **options: Any) -> dict[str, Any]:
-    """What a weight file is: from the run's ``brain.json`` beside it, else from the shapes of its tensors."""
+    """What a weight file is: from what its run says of itself, else from the shapes of its tensors."""
     path = find_weights(weights)
-    about = path.parent / ABOUT
-    if about.is_file() and path.name == "model.safetensors":
-        spec = json.loads(about.read_text())
+    if path.name == WEIGHTS and is_run(path.parent):
+        spec = read_about(path.parent)
+        if not spec["task"].startswith("connectivity"):
+            raise CheckpointError(f"{path.parent} is a run of the task {spec['task']}; expected one on brain scans")
+        if spec["task"] == "connectivity-pretraining":
+            spec["model"] = "encoder"
     else:
         state = unwrap(read_file(path), str(path))
         found = next((k for k in state if re.search(r"(^|\.)initial_linear\.weight$", k)), None)
@@ -142,7 +145,8 @@ def _vectors(model: BrainEncoder) -> Callable:
     return model.__call__
 
 
-def _fitting(source: Any, model: BrainEncoder, weights: Any) -> Scans:
+def fitting(source: Any, model: BrainEncoder, weights: Any) -> Scans:
+    """Scans that this model reads; others are refused."""
     scans = open_series(source, window=model.window)
     if scans.num_regions != model.num_regions:
         raise DataError(
@@ -162,7 +166,7 @@ def embed(
         weights: see :func:`load_run`, also for ``options``.
     """
     model, _ = load_run(weights, **options)
-    scans = _fitting(source, model, weights)
+    scans = fitting(source, model, weights)
     out = np.empty((len(scans), model.num_layers * model.hidden_dim), np.float32)
     for group, vectors in each(model, scans, batch_size, _vectors(model)):
         out[group] = vectors
@@ -179,7 +183,7 @@ def attention(source: Any, weights: str | Path, **options: Any) -> dict[str, tup
         raise OffprintError(
             f"{weights} is a pre-trained encoder, which has no attention; give the folder of a fine-tuning"
         )
-    scans = _fitting(source, model, weights)
+    scans = fitting(source, model, weights)
     found = {}
     for group, out in each(model, scans, 1, model.details):
         found[scans.ids[group[0]]] = (out.node_attention[0].numpy(), out.time_attention[0].numpy())
@@ -246,7 +250,7 @@ def write_table(
         raise OffprintError(
             f"{weights} is not the folder of a fine-tuning, so its outputs have no names; use embeddings"
         )
-    scans, out = _fitting(source, model, weights), Path(out)
+    scans, out = fitting(source, model, weights), Path(out)
     if what == "predictions":
         head, call = head_of(spec["target"], classes), model.__call__
     else:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
@@ -19,12 +18,14 @@ from torchvision.transforms import v2
 
 from offprint.data.images import ImageSplits, Subset, check_labels, open_images
 from offprint.data.transforms import evaluation_transform, training_transform
-from offprint.errors import OffprintError
+from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
-from offprint.models.checkpoint import read_file, save_weights
-from offprint.models.registry import create_model, entry
+from offprint.models.registry import Entry, create_model, entry
+from offprint.tasks.contract import Job, Ready, Task, find, register_task, train
+from offprint.tasks.pictures import Readable, files_of, left_out, pictures_in, present, read_picture, with_validation
 from offprint.tasks.recipe import Recipe
-from offprint.tasks.running import ImageData, RecipeTask, open_folder, train
+from offprint.tasks.results import Figures, Result, sheet
+from offprint.tasks.running import Fitted, ImageData, RecipeTask
 
 
 class Classification(RecipeTask):
@@ -76,207 +77,303 @@ class Classification(RecipeTask):
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
 
-class WeightAverage(Callback):
-    """Exponential moving average of the weights (and copies of the buffers), used for validation and kept in checkpoints.
+@dataclass
+class ClassPredictions(Result):
+    """The most probable classes of pictures.
 
-    Args:
-        decay: share of the old average kept each step; the first steps use ``min(decay, (1 + n) / (10 + n))``.
+    Each row: ``image`` and ``predictions``, a list of ``class``, ``index`` and ``probability``, best first.
     """
 
-    def __init__(self, decay: float):
-        self.decay, self.steps, self.average, self._held = decay, 0, None, None
+    def flat(self) -> list[dict[str, Any]]:
+        return [
+            {"image": row["image"] if i == 0 else "", **guess}
+            for row in self.rows
+            for i, guess in enumerate(row["predictions"])
+        ]
 
-    def on_fit_start(self, trainer, module) -> None:
-        if self.average is None:
-            self.average = {k: v.detach().clone() for k, v in module.model.state_dict().items()}
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        rows = [[r["image"], r["class"], f"{r['probability']:.3f}"] for r in self.flat()]
+        return ["image", "class", "probability"], rows
 
-    @torch.no_grad()
-    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
-        self.steps += 1
-        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
-        for name, value in module.model.state_dict().items():
-            kept = self.average[name] = self.average[name].to(value.device)
-            if value.is_floating_point():
-                kept.lerp_(value.to(kept.dtype), 1 - decay)
-            else:
-                kept.copy_(value)
-
-    def on_validation_start(self, trainer, module) -> None:
-        if self.average is not None and self.steps:
-            self._held = {k: v.detach().clone() for k, v in module.model.state_dict().items()}
-            module.model.load_state_dict(self.average)
-
-    def on_validation_end(self, trainer, module) -> None:
-        if self._held is not None:
-            module.model.load_state_dict(self._held)
-            self._held = None
-
-    def state_dict(self) -> dict:
-        return {"steps": self.steps, "average": self.average}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.steps, self.average = state["steps"], state["average"]
+    def draw(self, path: str | Path) -> Path:
+        """The pictures, each with its first class."""
+        shown = []
+        for row in self.rows[:24]:
+            best = row["predictions"][0]
+            shown.append((read_picture(row["image"]), f"{best['class']} {100 * best['probability']:.0f} %"))
+        return sheet(path, shown)
 
 
-def train_classifier(
-    model: str,
-    data: str,
-    out: str | Path,
-    *,
-    pretrained: bool | str = False,
-    checkpoint: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    model_options: dict[str, Any] | None = None,
-    resume: bool = True,
-    patience: int = 0,
-    precision: str = "32-true",
-    devices: int | str = 1,
-    accelerator: str = "auto",
-    accumulate: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    logger: str = "csv",
-    on_error: str = "stop",
-    val_fraction: float = 0.2,
-    progress: bool = True,
-    callbacks: tuple[Callback, ...] = (),
-) -> dict[str, Any]:
-    """Train a model by its paper's recipe.
+class ImageClassification(Task):
+    """Cross-entropy training of image models by their papers' recipes."""
 
-    Args:
-        model: name of a model.
-        data: what :func:`offprint.data.images.open_images` takes.
-        out: folder for checkpoints, logs, ``model.safetensors`` and ``summary.json``.
-        pretrained, checkpoint: start from released weights or from a file (its classifier is replaced if it differs).
-        overrides: fields of :class:`~offprint.tasks.recipe.Recipe`.
-        model_options: arguments of the model.
-        resume: go on from ``out/last.ckpt`` when it is there; the result is that of an uninterrupted run.
-        patience: stop after this many epochs without a better validation accuracy (0: never).
-        precision: Lightning's, e.g. ``"bf16-mixed"``.
-        devices, accelerator, accumulate, workers: Lightning's and the loader's.
-        seed: of everything random.
-        logger: ``csv``, ``tensorboard``, ``both`` or ``none``.
-        on_error: ``stop`` or ``skip`` for pictures that cannot be read.
+    name = "classification"
+    does = "classifies pictures"
+    goal = "val_accuracy"
+    made = ("validation.txt",)
 
-    Returns:
-        ``accuracy`` (%), ``loss``, ``epochs``, ``weights`` (path), ``classes``.
+    def fits(self, spec: Entry) -> bool:
+        return spec.task == self.name or (spec.kind == "backbone" and hasattr(spec.build, "forward_features"))
 
-    Raises:
-        NonFiniteLoss: the last good checkpoint stays.
-    """
-    spec = entry(model)
-    recipe = Recipe.of(model, **(overrides or {}))
-    splits = open_images(data, val_fraction=val_fraction, seed=seed, on_error=on_error)
-    classes = len(splits.classes)
-    for part in (splits.train, splits.val):
-        check_labels(part.targets, classes)
-    size = recipe.input_size or (spec.input_size or (3, 224, 224))[-1]
-    options = dict(model_options or {})
-    for name in ("drop_path_rate", "drop_rate"):
-        if getattr(recipe, name) is not None:
-            options.setdefault(name, getattr(recipe, name))
-    torch.manual_seed(seed)
-    network = create_model(model, pretrained=pretrained, num_classes=classes, **options)
-    if checkpoint:
-        from offprint.models.checkpoint import load_weights
+    def open(self, source: Any, *, seed: int = 0, val_fraction: float = 0.2, on_error: str = "stop") -> ImageSplits:
+        """Open labelled pictures.
 
-        load_weights(network, checkpoint, drop_head=True)
-    channels = getattr(network, "in_chans", 3)
-    batch = min(recipe.batch_size, len(splits.train))
-    settings = {"model": model, "data": str(data), "seed": seed, "classes": splits.classes, "input_size": size,
-                "options": options, "recipe": dataclasses.asdict(recipe), "preprocessing": dict(spec.preprocessing)}  # fmt: skip
-    last = open_folder(out, "settings.json", settings, resume)
-    folder = last.parent
-    task = Classification(network, recipe, classes, seed)
-    module = ImageData(
-        splits,
-        training_transform(size, spec.preprocessing, recipe, channels),
-        evaluation_transform(size, spec.preprocessing, channels),
-        batch, workers, seed,
-    )  # fmt: skip
-    keep = ModelCheckpoint(folder, "best", monitor="val_accuracy", mode="max", enable_version_counter=False)
-    chosen: list[Callback] = [keep, *callbacks]
-    if recipe.ema_decay:
-        chosen.append(WeightAverage(recipe.ema_decay))
-    if patience:
-        chosen.append(EarlyStopping("val_accuracy", mode="max", patience=patience))
-    trainer = train(
-        task, module, last, chosen, precision=precision, devices=devices, accelerator=accelerator, accumulate=accumulate,
-        logger=logger, progress=progress,
-    )  # fmt: skip
-    best = keep.best_model_path or str(last)
-    state = read_file(best)
-    weights = {k.removeprefix("model."): v for k, v in state["state_dict"].items() if k.startswith("model.")}
-    averaged = next(
-        (v["average"] for k, v in state.get("callbacks", {}).items() if k.startswith("WeightAverage")), None
-    )
-    network.load_state_dict(averaged or weights)
-    save_weights(network, folder / "model.safetensors")
-    logged = {k: float(v) for k, v in trainer.callback_metrics.items()}
-    summary = {
-        "accuracy": 100
-        * float(keep.best_model_score if keep.best_model_score is not None else logged.get("val_accuracy", math.nan)),
-        "loss": logged.get("val_loss"),
-        "epochs": trainer.current_epoch,
-        "weights": str(folder / "model.safetensors"),
-        "classes": splits.classes,
-    }
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
-    return summary
+        Args:
+            source: a folder of class folders (with ``train`` and ``val``, or without), a name (``mnist``, ``cifar10``, ...), a bundled
+                sample (``sample:cifar10``), or :class:`~offprint.data.images.ImageSplits`.
+            val_fraction: share held out per class, where the data have no split of their own.
+            on_error: a picture that cannot be read: stop or skip.
+        """
+        if isinstance(source, ImageSplits):
+            return source
+        return open_images(source, val_fraction=val_fraction, seed=seed, on_error=on_error)
 
+    def digest(self, data: ImageSplits) -> str:
+        return ""  # pictures come and go: what belongs to which part is fixed in the folder instead
 
-def trained_model(where: str | Path, checkpoint: str | None = None, pretrained: bool = False):
-    """A model for prediction: the folder of a training run, or a model name with weights.
+    def prepare(self, job: Job, *, num_classes: int = 0) -> None:
+        """Fix the validation part of a folder, and check the labels.
 
-    Returns:
-        (model in evaluation mode, evaluation transform, class names or ``None``)
-    """
-    folder = Path(where)
-    if (folder / "settings.json").is_file():
-        settings = json.loads((folder / "settings.json").read_text())
-        spec, classes = entry(settings["model"]), settings["classes"]
-        preprocessing = settings["preprocessing"]
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise OffprintError(
-                f"{folder} holds a run that has not finished; resume it with offprint train --out {folder}"
-            )
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings["options"].items()}
-        model = create_model(settings["model"], num_classes=len(classes), checkpoint_path=str(weights), **options)
-        size = settings["input_size"]
-    else:
-        if os.sep in str(where) or folder.is_dir():
-            raise OffprintError(
-                f"{where} is not the folder of a training run (no settings.json); give one, or a model name"
-            )
-        spec, classes = entry(str(where)), None
-        preprocessing = spec.preprocessing
-        if not pretrained and not checkpoint:
-            raise OffprintError(
-                f"{where} has random weights; add --pretrained or --checkpoint FILE, or give the folder of a run"
-            )
-        model = create_model(str(where), pretrained=pretrained, checkpoint_path=checkpoint)
-        size = (spec.input_size or (3, 224, 224))[-1]
+        Args:
+            num_classes: outputs of the model where it should have more than the data have classes.
+        """
+        kept = Path(job.out) / "validation.txt"
+        if job.run.resume and kept.is_file() and (Path(job.out) / "settings.json").is_file():
+            job.data = with_validation(job.data, kept.read_text(encoding="utf-8").splitlines())
+        for part in (job.data.train, job.data.val):
+            check_labels(part.targets, len(job.data.classes))
+
+    def build(self, job: Job) -> torch.nn.Module:
+        classes = max(len(job.data.classes), int(job.options.get("num_classes", 0)))
+        for name in ("drop_path_rate", "drop_rate"):
+            if getattr(job.how, name) is not None:
+                job.model_options.setdefault(name, getattr(job.how, name))
+        network = start(job, classes)
+        scale = job.how.head_init_scale
+        if scale != 1.0:
+            head = network.get_classifier() if hasattr(network, "get_classifier") else None
+            if head is None or not hasattr(head, "weight"):
+                raise OffprintError(f"head_init_scale={scale}: {job.model} has no linear classifier to scale")
+            with torch.no_grad():
+                head.weight.mul_(scale)
+                if head.bias is not None:
+                    head.bias.mul_(scale)
+        return network
+
+    def _size(self, job: Job) -> int:
+        return job.how.input_size or (job.entry.input_size or (3, 224, 224))[-1]
+
+    def about(self, job: Job) -> dict[str, Any]:
+        return {
+            "classes": job.data.classes,
+            "input_size": self._size(job),
+            "preprocessing": dict(job.entry.preprocessing),
+        }
+
+    def module(self, job: Job) -> Classification:
+        held = [str(p) for p in files_of(job.data.val)]
+        if held and job.folder.writes:
+            atomic_write(job.folder / "validation.txt", "\n".join(held) + "\n")
+        return Classification(job.network, job.how, len(job.data.classes), job.run.seed)
+
+    def loaders(self, job: Job) -> ImageData:
+        size, channels, preprocessing = self._size(job), getattr(job.network, "in_chans", 3), job.entry.preprocessing
+        return ImageData(
+            job.data,
+            training_transform(size, preprocessing, job.how, channels),
+            evaluation_transform(size, preprocessing, channels),
+            min(job.how.batch_size, len(job.data.train)), job.run.workers, job.run.seed,
+        )  # fmt: skip
+
+    def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
+        accuracy = fitted.best if fitted.best is not None else fitted.logged.get("val_accuracy", math.nan)
+        return {"accuracy": 100 * accuracy, "loss": fitted.logged.get("val_loss"), "classes": job.data.classes}
+
+    def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
+        return [
+            f"validation accuracy {figures['accuracy']:.2f} % after {figures['epochs']} epochs"
+            f" ({figures.get('weights_are', 'best epoch')}); weights: {folder / 'model.safetensors'}"
+        ]
+
+    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
+        classes = about["classes"]
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        model = make(about["model"], {k: about[k] for k in ("neck", "head") if k in about}, num_classes=len(classes),
+                     checkpoint_path=str(folder / "model.safetensors"), **options)  # fmt: skip
+        return Ready(self, model.eval(), about["model"], about, folder)
+
+    def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
+        spec = entry(name)
+        model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint, **options)
+        size, preprocessing = (spec.input_size or (3, 224, 224))[-1], spec.preprocessing
         if pretrained:  # as the publisher of these weights evaluates them
             release = spec.release(pretrained)
             size, preprocessing = (release.input_size or (3, size, size))[-1], release.preprocessing or preprocessing
+        classes = None
         if getattr(model, "num_classes", 0) == 1000:
             from torchvision.models._meta import _IMAGENET_CATEGORIES
 
             classes = list(_IMAGENET_CATEGORIES)
-    return model.eval(), evaluation_transform(size, preprocessing, getattr(model, "in_chans", 3)), classes
+        about = {"classes": classes, "input_size": size, "preprocessing": dict(preprocessing), "options": dict(options)}
+        return Ready(self, model.eval(), name, about)
+
+    def transform(self, ready: Ready):
+        """Picture in, tensor out, as this model is evaluated."""
+        about = ready.about
+        return evaluation_transform(about["input_size"], about["preprocessing"], getattr(ready.model, "in_chans", 3))
+
+    def evaluate(
+        self,
+        ready: Ready,
+        data: Any = None,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        on_error: str = "stop",
+        progress: Callable[..., None] | None = None,
+    ) -> Figures:
+        """Top-1 and top-5 accuracy (%) and cross-entropy on the validation part.
+
+        Args:
+            batch_size: pictures at once.
+            workers: loader processes.
+            on_error: a picture that cannot be read: stop or skip.
+        """
+        if data is None:
+            data = own_source(ready)
+        splits = self.open(data)
+        kept = None if ready.folder is None else ready.folder / "validation.txt"
+        if kept is not None and kept.is_file() and str(data) == ready.about.get("source"):
+            splits = with_validation(splits, kept.read_text(encoding="utf-8").splitlines())
+        reasons: list[str] = []
+        found = evaluate_classifier(
+            ready.model, splits, self.transform(ready), batch_size=batch_size, workers=workers, on_error=on_error,
+            skipped=reasons, progress=progress,
+        )  # fmt: skip
+        return Figures.of(found, units={"top1": " %", "top5": " %"}, notes=left_out(reasons))
+
+    def predict(
+        self,
+        ready: Ready,
+        inputs: Any,
+        *,
+        top_k: int = 5,
+        on_error: str = "stop",
+        progress: Callable[..., None] | None = None,
+    ) -> ClassPredictions:
+        """Classes of pictures.
+
+        Args:
+            inputs: picture files, and folders of them.
+            top_k: classes to name.
+            on_error: a picture that cannot be read: stop or skip.
+        """
+        files, reasons = pictures_in(inputs), []
+        rows: list[dict] = []
+        if progress:
+            progress(total=len(files))
+        for file in files:
+            try:
+                rows += predict_images(ready.model, self.transform(ready), [file], ready.about.get("classes"), top_k)
+            except OffprintError as error:
+                if on_error != "skip":
+                    raise
+                reasons.append(str(error))
+            if progress:
+                progress(text=file.name)
+        return ClassPredictions(rows, left_out(reasons))
+
+
+def start(job: Job, num_classes: int | None) -> torch.nn.Module:
+    """The network of a job with the weights it starts from; a classifier of another size is replaced."""
+    network = make(job.model, job.parts, pretrained=job.pretrained, num_classes=num_classes, **job.model_options)
+    if job.checkpoint:
+        from offprint.models.checkpoint import load_weights
+
+        load_weights(network, job.checkpoint, drop_head=True)
+    return network
+
+
+def make(model: str, parts: Mapping[str, str], **arguments: Any) -> torch.nn.Module:
+    """A model by name, or a backbone with the parts that were chosen."""
+    if parts:
+        raise OffprintError(f"--{next(iter(parts))}: {model} is built whole")
+    return create_model(model, **arguments)
+
+
+def own_source(ready: Ready) -> str:
+    """The data a run was trained on.
+
+    Raises:
+        OffprintError: there is no run, or its data came from Python.
+    """
+    source = ready.about.get("source") or ready.about.get("data")
+    if ready.folder is None or not source:
+        raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+    return source
+
+
+def train_classifier(
+    model: str,
+    data: Any,
+    out: str | Path,
+    *,
+    pretrained: bool | str = False,
+    checkpoint: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
+    on_error: str = "stop",
+    val_fraction: float = 0.2,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> dict[str, Any]:
+    """:func:`offprint.train` for classification, with a plain dictionary of figures.
+
+    Args:
+        model, data, out, pretrained, checkpoint, model_options, callbacks: as there.
+        overrides: fields of the recipe.
+        on_error, val_fraction: see :meth:`ImageClassification.open`.
+        **settings: see :class:`~offprint.tasks.settings.Run`.
+    """
+    done = train(
+        model, data, out, task="classification", recipe=overrides, options={"on_error": on_error, "val_fraction": val_fraction},
+        model_options=model_options, pretrained=pretrained, checkpoint=checkpoint, callbacks=callbacks, **settings,
+    )  # fmt: skip
+    return dict(done)
+
+
+def trained_model(where: str | Path, checkpoint: str | None = None, pretrained: bool | str = False):
+    """A classifier for prediction: the folder of a run, or a model name with weights.
+
+    Returns:
+        (model in evaluation mode, evaluation transform, class names or ``None``)
+    """
+    ready = find(where, pretrained, checkpoint)
+    if not isinstance(ready.task, ImageClassification):
+        raise OffprintError(f"{where} {ready.task.does}; this verb is for classifiers of pictures")
+    return ready.model, ready.task.transform(ready), ready.about.get("classes")
 
 
 @torch.no_grad()
 def evaluate_classifier(
-    model, data: ImageSplits, transform, *, batch_size: int = 64, workers: int = 0, progress=None
+    model,
+    data: ImageSplits,
+    transform,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    on_error: str = "stop",
+    skipped: list[str] | None = None,
+    progress=None,
 ) -> dict:
     """Top-1 and top-5 accuracy (%) and cross-entropy on the validation part.
 
     Args:
+        on_error: ``"skip"`` leaves pictures out that cannot be read, and puts the reasons into ``skipped``.
         progress: called with ``total=n`` once and ``text=...`` per batch.
     """
-    loader = DataLoader(Subset(data.val, range(len(data.val)), transform), batch_size, num_workers=workers)
+    readable = Readable(Subset(data.val, range(len(data.val)), transform), on_error)
+    loader = DataLoader(readable, batch_size, num_workers=workers, collate_fn=present)
     device = next(model.parameters()).device
     classes = len(data.classes)
     top1 = MulticlassAccuracy(classes, average="micro").to(device)
@@ -284,7 +381,12 @@ def evaluate_classifier(
     loss, count = 0.0, 0
     if progress:
         progress(total=len(loader))
-    for images, labels in loader:
+    for batch, reasons in loader:
+        if skipped is not None:
+            skipped += reasons
+        if batch is None:
+            continue
+        images, labels = batch
         logits = model(images.to(device))
         labels = labels.to(device)
         if logits.shape[1] != classes:
@@ -296,6 +398,8 @@ def evaluate_classifier(
         loss, count = loss + float(F.cross_entropy(logits, labels, reduction="sum")), count + len(labels)
         if progress:
             progress(text=f"{count} images")
+    if not count:
+        raise DataError("not one picture of the validation part could be read")
     return {
         "top1": 100 * float(top1.compute()),
         "top5": 100 * float(top5.compute()),
@@ -307,16 +411,10 @@ def evaluate_classifier(
 @torch.no_grad()
 def predict_images(model, transform, paths, classes: list[str] | None = None, top_k: int = 5) -> list[dict]:
     """Top-k classes of each picture file: ``[{"image", "predictions": [{"class", "index", "probability"}, ...]}, ...]``."""
-    from PIL import Image, UnidentifiedImageError
-
     rows = []
     device = next(model.parameters()).device
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                tensor = transform(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise OffprintError(f"cannot read the picture {path}: {error}") from error
+        tensor = transform(read_picture(path))
         probabilities = model(tensor[None].to(device)).softmax(1)[0]
         values, indices = probabilities.topk(min(top_k, len(probabilities)))
         rows.append({
@@ -327,3 +425,6 @@ def predict_images(model, transform, paths, classes: list[str] | None = None, to
             ],
         })  # fmt: skip
     return rows
+
+
+register_task(ImageClassification())

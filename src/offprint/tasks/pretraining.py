@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from offprint.data.images import ImageSplits
 from offprint.data.pictures import open_pictures
 from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError, unknown
-from offprint.files import atomic_write
 from offprint.models.backbones.swin_v2 import SIMMIM_RECIPE, SimMIM, simmim_mask
-from offprint.models.checkpoint import read_file, save_weights
-from offprint.models.registry import entry
+from offprint.models.checkpoint import load_weights, save_weights
+from offprint.models.registry import Entry, create_model, entry
+from offprint.nn import MaskedTokens
+from offprint.tasks.classification import start
+from offprint.tasks.contract import Job, Ready, Task, register_task, train
 from offprint.tasks.recipe import Recipe
-from offprint.tasks.running import ImageData, RecipeTask, open_folder, train
+from offprint.tasks.results import Figures, Result
+from offprint.tasks.running import Fitted, ImageData, RecipeTask
 
 METHODS = ("simmim",)
 
@@ -60,117 +63,165 @@ class MaskedImageModelling(RecipeTask):
         self.log("val_loss", loss, prog_bar=True, sync_dist=True, batch_size=len(images))
 
 
+class MaskedPretraining(Task):
+    """SimMIM: predict the pixels of hidden squares, on pictures without labels."""
+
+    name = "pretraining"
+    does = "pre-trains on pictures without labels"
+
+    def fits(self, spec: Entry) -> bool:
+        return issubclass(spec.build, MaskedTokens) if isinstance(spec.build, type) else False
+
+    def recipe(self, spec: Entry, stage: str = "pretraining", overrides: Mapping[str, Any] | None = None) -> Recipe:
+        return pretraining_recipe(spec.name, dict(overrides or {}))
+
+    def open(self, source: Any, *, seed: int = 0, val_fraction: float = 0.05, on_error: str = "stop") -> ImageSplits:
+        """Open pictures; labels are not looked at.
+
+        Args:
+            source: a folder of pictures at any depth, a name (``mnist``, ``cifar10``, ...), or a bundled sample (``sample:cifar10``).
+            val_fraction: share of the pictures that the reconstruction is measured on.
+            on_error: a picture that cannot be read: stop or skip.
+        """
+        if isinstance(source, ImageSplits):
+            return source
+        return open_pictures(source, val_fraction=val_fraction, seed=seed, on_error=on_error)
+
+    def prepare(
+        self,
+        job: Job,
+        *,
+        method: str = "simmim",
+        mask_unit: int = 32,
+        mask_ratio: float = 0.6,
+        norm_target: int | None = None,
+    ) -> None:
+        """Settle what is hidden and what is predicted.
+
+        Args:
+            method: simmim, to predict the pixels of hidden squares.
+            mask_unit: side of a hidden square in pixels.
+            mask_ratio: share of the squares that is hidden.
+            norm_target: neighbourhood that normalises the target, 0 for none; 47 for SwinV2.
+        """
+        if method not in METHODS:
+            raise unknown("pre-training method", method, METHODS)
+        own = int(getattr(job.entry.build, "norm_target", 0))
+        job.settled = {"method": method, "mask_unit": mask_unit, "mask_ratio": mask_ratio,
+                        "norm_target": own if norm_target is None else norm_target}  # fmt: skip
+
+    def _size(self, job: Job) -> int:
+        return job.how.input_size or (job.entry.input_size or (3, 224, 224))[-1]
+
+    def build(self, job: Job) -> SimMIM:
+        if job.how.drop_path_rate is not None:
+            job.model_options.setdefault("drop_path_rate", job.how.drop_path_rate)
+        target = job.settled["norm_target"] or None
+        if job.pretrained or job.checkpoint:
+            network = SimMIM(start(job, 0), target)
+        else:
+            network = SimMIM(job.model, target, **job.model_options)
+        size, encoder = self._size(job), network.encoder
+        unit, ratio = job.settled["mask_unit"], job.settled["mask_ratio"]
+        simmim_mask(1, (size, size), unit=unit, patch=encoder.patch_size, ratio=ratio)
+        if size % network.stride:
+            raise OffprintError(
+                f"images of {size} pixels do not divide into cells of {network.stride}; choose another --size"
+            )
+        return network
+
+    def about(self, job: Job) -> dict[str, Any]:
+        return {**job.settled, "input_size": self._size(job), "preprocessing": dict(job.entry.preprocessing)}
+
+    def module(self, job: Job) -> MaskedImageModelling:
+        return MaskedImageModelling(
+            job.network, job.how, job.settled["mask_unit"], job.settled["mask_ratio"], job.run.seed
+        )
+
+    def loaders(self, job: Job) -> ImageData:
+        size, channels, preprocessing = self._size(job), job.network.encoder.in_chans, job.entry.preprocessing
+        return ImageData(
+            job.data,
+            training_transform(size, preprocessing, job.how, channels),
+            evaluation_transform(size, preprocessing, channels),
+            min(job.how.batch_size, len(job.data.train)), job.run.workers, job.run.seed,
+        )  # fmt: skip
+
+    def save(self, job: Job) -> None:
+        save_weights(job.network.encoder, job.folder / "model.safetensors")
+
+    def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
+        return {"loss": fitted.logged.get("val_loss"), "model": job.model}
+
+    def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
+        return [
+            f"hidden pixels off by {figures['loss']:.4f} after {figures['epochs']} epochs; weights: {folder / 'model.safetensors'}",
+            f"next: offprint train --model {folder} --task classification --data ...",
+        ]
+
+    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        model = create_model(about["model"], num_classes=0, **options)
+        load_weights(model, folder / "model.safetensors")
+        return Ready(self, model.eval(), about["model"], about, folder)
+
+    def evaluate(self, ready: Ready, data: Any = None, *, progress: Callable[..., None] | None = None) -> Figures:
+        raise OffprintError(
+            f"{ready.folder or ready.name} is a pre-trained encoder without a classifier; train one on it first: "
+            f"offprint train --model {ready.folder or ready.name} --task classification --data DIR"
+        )
+
+    def predict(self, ready: Ready, inputs: Any, *, progress: Callable[..., None] | None = None) -> Result:
+        self.evaluate(ready)
+        raise AssertionError
+
+
 def pretrain(
     model: str,
-    data: str,
+    data: Any,
     out: str | Path,
     *,
     method: str = "simmim",
     pretrained: bool | str = False,
     checkpoint: str | None = None,
-    overrides: dict[str, Any] | None = None,
-    model_options: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    model_options: Mapping[str, Any] | None = None,
     mask_unit: int = 32,
     mask_ratio: float = 0.6,
     norm_target: int | None = None,
-    resume: bool = True,
-    precision: str = "32-true",
-    devices: int | str = 1,
-    accelerator: str = "auto",
-    accumulate: int = 1,
-    workers: int = 0,
-    seed: int = 0,
-    logger: str = "csv",
     on_error: str = "stop",
     val_fraction: float = 0.05,
-    progress: bool = True,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Pre-train a model on pictures without labels.
+    """:func:`offprint.train` for pre-training, with a plain dictionary of figures.
 
     Args:
-        model: name of a model whose tokens can be hidden (:class:`~offprint.nn.MaskedTokens`).
-        data: what :func:`offprint.data.pictures.open_pictures` takes.
-        out: folder for checkpoints, logs, ``model.safetensors`` and ``summary.json``.
-        method: ``"simmim"``.
-        pretrained, checkpoint: start from released weights or from a file.
-        overrides: fields of :class:`~offprint.tasks.recipe.Recipe`, over SimMIM's own.
-        model_options: arguments of the model.
-        mask_unit, mask_ratio: side of the hidden squares in pixels, share of them that is hidden.
-        norm_target: side of the neighbourhood that normalises the target; 0 for raw pixels. Default 47 for SwinV2, else raw.
-        resume: go on from ``out/last.ckpt`` when it is there; the result is that of an uninterrupted run.
-        precision, devices, accelerator, accumulate, workers: Lightning's and the loader's.
-        seed: of everything random.
-        logger: ``csv``, ``tensorboard``, ``both`` or ``none``.
-        on_error: ``stop`` or ``skip`` for pictures that cannot be read.
-        val_fraction: share of the pictures the reconstruction is measured on.
+        model, data, out, pretrained, checkpoint, model_options, callbacks: as there.
+        overrides: fields of the recipe, over SimMIM's own.
+        method, mask_unit, mask_ratio, norm_target: see :meth:`MaskedPretraining.prepare`.
+        on_error, val_fraction: see :meth:`MaskedPretraining.open`.
+        **settings: see :class:`~offprint.tasks.settings.Run`.
 
     Returns:
         ``loss`` (mean absolute error over hidden pixels of held-out pictures), ``epochs``, ``weights`` (path). The weights
         start a classifier: ``offprint train --checkpoint WEIGHTS``.
-
-    Raises:
-        NonFiniteLoss: the last good checkpoint stays.
     """
-    if method not in METHODS:
-        raise unknown("pre-training method", method, METHODS)
-    spec = entry(model)
-    v2 = spec.paper == "swin-v2"
-    recipe = pretraining_recipe(model, overrides)
-    target = (47 if v2 else 0) if norm_target is None else norm_target
-    size = recipe.input_size or (spec.input_size or (3, 224, 224))[-1]
-    options = dict(model_options or {})
-    if recipe.drop_path_rate is not None:
-        options.setdefault("drop_path_rate", recipe.drop_path_rate)
-    torch.manual_seed(seed)
-    if pretrained or checkpoint:
-        from offprint.models.checkpoint import load_weights
-        from offprint.models.registry import create_model
-
-        encoder = create_model(model, pretrained=pretrained, num_classes=0, **options)
-        if checkpoint:
-            load_weights(encoder, checkpoint, drop_head=True)
-        network = SimMIM(encoder, target or None)
-    else:
-        network = SimMIM(model, target or None, **options)
-    simmim_mask(1, (size, size), unit=mask_unit, patch=network.encoder.patch_size, ratio=mask_ratio)
-    if size % network.stride:
-        raise OffprintError(
-            f"images of {size} pixels do not divide into cells of {network.stride}; choose another --size"
-        )
-    splits = open_pictures(data, val_fraction=val_fraction, seed=seed, on_error=on_error)
-    channels = network.encoder.in_chans
-    settings = {"method": method, "model": model, "data": str(data), "seed": seed, "input_size": size, "options": options,
-                "mask_unit": mask_unit, "mask_ratio": mask_ratio, "norm_target": target,
-                "recipe": dataclasses.asdict(recipe), "preprocessing": dict(spec.preprocessing)}  # fmt: skip
-    last = open_folder(out, "pretraining.json", settings, resume)
-    folder = last.parent
-    task = MaskedImageModelling(network, recipe, mask_unit, mask_ratio, seed)
-    module = ImageData(
-        splits,
-        training_transform(size, spec.preprocessing, recipe, channels),
-        evaluation_transform(size, spec.preprocessing, channels),
-        min(recipe.batch_size, len(splits.train)), workers, seed,
-    )  # fmt: skip
-    trainer = train(
-        task, module, last, callbacks, precision=precision, devices=devices, accelerator=accelerator, accumulate=accumulate,
-        logger=logger, progress=progress,
-    )  # fmt: skip
-    state = read_file(last)["state_dict"]
-    network.load_state_dict({k.removeprefix("model."): v for k, v in state.items()})
-    save_weights(network.encoder, folder / "model.safetensors")
-    summary = {"loss": float(trainer.callback_metrics["val_loss"]) if "val_loss" in trainer.callback_metrics else None,
-               "epochs": trainer.current_epoch, "weights": str(folder / "model.safetensors")}  # fmt: skip
-    if summary["loss"] is None and (folder / "summary.json").is_file():  # the run had ended before
-        summary["loss"] = json.loads((folder / "summary.json").read_text())["loss"]
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
-    return summary
+    options = {"method": method, "mask_unit": mask_unit, "mask_ratio": mask_ratio, "norm_target": norm_target,
+               "on_error": on_error, "val_fraction": val_fraction}  # fmt: skip
+    return dict(train(
+        model, data, out, task="pretraining", stage="pretraining", recipe=overrides, options=options, model_options=model_options,
+        pretrained=pretrained, checkpoint=checkpoint, callbacks=callbacks, **settings,
+    ))  # fmt: skip
 
 
 def pretraining_recipe(model: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """SimMIM's recipe for a model, with fields overridden; the rate falls after seven eighths of the epochs in use."""
     fields = {**SIMMIM_RECIPE, **(overrides or {})}
-    if entry(model).paper != "swin-v2" and "drop_path_rate" not in (overrides or {}):
-        fields["drop_path_rate"] = None
+    if not getattr(entry(model).build, "norm_target", 0) and "drop_path_rate" not in (overrides or {}):
+        fields["drop_path_rate"] = None  # SimMIM states one for SwinV2
     fields.setdefault("decay_epochs", max(1.0, float(fields["epochs"]) * 7 / 8))
     return Recipe.make(fields)
+
+
+register_task(MaskedPretraining())

@@ -49,6 +49,9 @@ class Recipe:
     drop_rate: float | None = None
     ema_decay: float = 0.0
     input_size: int = 0
+    layer_decay: float = 1.0
+    head_init_scale: float = 1.0
+    aux_weight: float | None = None
 
     def __post_init__(self):
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", ("cosine", "step", "constant"))):
@@ -62,15 +65,13 @@ class Recipe:
                 raise OffprintError(f"recipe: {name}={getattr(self, name)!r}; it must not be negative")
 
     @classmethod
-    def of(cls, model: str, **overrides: Any) -> Recipe:
-        """The recipe a model's paper states, with fields overridden.
+    def of(cls, model: str, stage: str = "training", **overrides: Any) -> Recipe:
+        """The recipe a model's paper states for a stage, with fields overridden.
 
         Raises:
-            OffprintError: an override names no field.
+            OffprintError: the paper has no such stage, or an override names no field.
         """
-        from offprint.models.registry import entry
-
-        return cls.make({**entry(model).recipe, **overrides})
+        return cls.make({**stated(model, stage), **overrides})
 
     @classmethod
     def make(cls, fields: Mapping[str, Any]) -> Recipe:
@@ -101,6 +102,23 @@ class Recipe:
         return rise + [
             top * self.decay_rate ** int(step / steps_per_epoch / self.decay_epochs) for step in range(warm, total)
         ]
+
+
+def stated(model: str, stage: str = "training") -> Mapping[str, Any]:
+    """The fields of the recipe that a model's paper states for a stage.
+
+    Raises:
+        OffprintError: it states none.
+    """
+    from offprint.models.registry import entry
+
+    spec = entry(model)
+    if stage == "training":
+        return spec.recipe
+    stages = getattr(spec, "stages", {})
+    if stage not in stages:
+        raise unknown(f"stage of the recipe of {model}", stage, ["training", *stages])
+    return stages[stage]
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf")

@@ -20,13 +20,14 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from offprint.data.interactions import Interactions, Triples
+from offprint.data.interactions import Interactions, Triples, load_interactions
 from offprint.errors import DataError, OffprintError, unknown
-from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights, save_weights
-from offprint.models.registry import create_model, entries, entry
+from offprint.models.registry import Entry, create_model, entries, entry
+from offprint.tasks.contract import Job, Ready, Task, register_task, train
 from offprint.tasks.ranking import evaluate_ranking, top_items
-from offprint.tasks.running import RecipeTask, open_folder, train
+from offprint.tasks.results import Figures, Result, bars
+from offprint.tasks.running import Fitted, RecipeTask
 
 
 class Recommender(Protocol):
@@ -196,6 +197,224 @@ def _digest(data: Interactions) -> int:
     return value
 
 
+@dataclass
+class Recommendations(Result):
+    """What to offer users. Each row: ``user`` and ``items``, a list of ``item`` and ``score``, best first."""
+
+    def flat(self) -> list[dict[str, Any]]:
+        return [
+            {"user": row["user"], "rank": rank, **found}
+            for row in self.rows
+            for rank, found in enumerate(row["items"], 1)
+        ]
+
+    def draw(self, path: str | Path) -> Path:
+        """Bars of the scores."""
+        return bars(path, {f"{r['user']}: {r['item']}": float(r["score"]) for r in self.flat()[:40]})
+
+
+class RecommendationTask(Task):
+    """Recommenders on interactions of users with items, all items ranked."""
+
+    name = "recommendation"
+    does = "recommends items to users"
+    made = ("best.safetensors", "interactions.npz")
+
+    def recipe(
+        self, spec: Entry, stage: str = "training", overrides: Mapping[str, Any] | None = None
+    ) -> RecommenderRecipe:
+        return RecommenderRecipe.of(spec.name, **(overrides or {}))
+
+    def open(
+        self,
+        source: Any,
+        *,
+        seed: int = 0,
+        test: str | None = None,
+        split: str = "random",
+        fraction: float = 0.2,
+        min_weight: float | None = None,
+        columns: str | None = None,
+    ) -> Interactions:
+        """Open interactions.
+
+        Args:
+            source: a CSV, TSV or Parquet table of user, item[, time, weight]; lines of "user item item ..."; a folder of train.txt and
+                test.txt; gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds or electronics; or
+                :class:`~offprint.data.interactions.Interactions`.
+            test: a file of test interactions; nothing is split then.
+            split: random, leave-one-out, temporal or none.
+            fraction: of the test part (random, temporal).
+            min_weight: count interactions of at least this weight; default above 0.
+            columns: unusual column names, as user=NAME,item=NAME,time=NAME,weight=NAME.
+        """
+        if isinstance(source, Interactions):
+            return source
+        names = None
+        if columns:
+            names = dict(part.split("=", 1) for part in columns.split(",") if "=" in part)
+            if len(names) != len(columns.split(",")):
+                raise OffprintError(f"columns={columns!r}; give user=NAME,item=NAME[,time=NAME][,weight=NAME]")
+        return load_interactions(
+            source, test=test, split=split, fraction=fraction, seed=seed, min_weight=min_weight, columns=names
+        )
+
+    def digest(self, data: Interactions) -> Any:
+        return _digest(data)
+
+    def build(self, job: Job):
+        network = _build(job.model, job.data, job.model_options)
+        if job.pretrained:
+            raise OffprintError(f"{job.model} has tables of its own data set; start from a file with --checkpoint")
+        if job.checkpoint:
+            load_weights(network, job.checkpoint)
+        network.set_interactions(job.data.train)
+        return network
+
+    def about(self, job: Job) -> dict[str, Any]:
+        return {"data": job.data.name}
+
+    def module(self, job: Job) -> Recommendation:
+        if job.folder.writes and not job.folder.last.exists():
+            job.data.save(job.folder / "interactions.npz")
+        return Recommendation(job.network, job.how, job.run.seed)
+
+    def loaders(self, job: Job) -> TripleData:
+        return TripleData(Triples(job.data.train, job.how.batch_size, **job.network.sampling), job.run.seed)
+
+    def callbacks(self, job: Job) -> Sequence[Callback]:
+        job.settled["tests"] = _Tests(job.data, job.how, job.folder / "best.safetensors")
+        return (job.settled["tests"],)
+
+    def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
+        tests, best = job.settled["tests"], job.folder / "best.safetensors"
+        if job.how.patience and best.is_file():
+            load_weights(job.network, best)
+        return {
+            "model": job.model, "data": str(job.data), "asked": job.how.epochs,
+            "stopped": fitted.trainer.current_epoch < job.how.epochs, "loss": tests.loss, "history": tests.history,
+            "best": max(tests.history, key=lambda row: row[tests.goal], default=None),
+        }  # fmt: skip
+
+    def done(self, job: Job, before: dict[str, Any]) -> dict[str, Any] | None:
+        if before.get("stopped") or before.get("asked") == job.how.epochs:
+            return before
+        return super().done(job, before)
+
+    def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
+        loss = "" if figures["loss"] is None else f", loss {figures['loss']:.4f}"
+        said = [f"{figures['epochs']} epochs{loss}; weights: {folder / 'model.safetensors'}"]
+        best, last = figures["best"], (figures["history"] or [None])[-1]
+        if last is not None:
+            said.append(f"last test, epoch {last['epoch']}: {_line(last)}")
+            if best != last:
+                said.append(f"best test (chosen on the test part), epoch {best['epoch']}: {_line(best)}")
+        return [*said, f"next: offprint recommend query {folder} --user ID"]
+
+    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
+        held = trained_recommender(folder)
+        return Ready(self, held.model, held.name, {**about, "trained": held}, folder)
+
+    def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
+        raise OffprintError(
+            f"{name} is used with the interactions it knows; give the folder of a run (offprint train --model {name} --data ...)"
+        )
+
+    def evaluate(
+        self,
+        ready: Ready,
+        data: Any = None,
+        *,
+        top: tuple[int, ...] = (20,),
+        all_users: bool = False,
+        ranking: str = "scores",
+        progress: Callable[..., None] | None = None,
+    ) -> Figures:
+        """Recall, precision, NDCG and hit rate, all items ranked; beside them what popularity alone gives.
+
+        Args:
+            top: cut-off; may be repeated.
+            all_users: divide by all users, not only by those with test items.
+            ranking: scores, or sigmoid as the authors of LightGCN rank.
+        """
+        held = ready.about["trained"]
+        known = held.data if data is None else _as_test(held.data, self.open(data, split="none"))
+        advance = _counter(progress)
+        found = evaluate_ranking(
+            *held.embeddings, known.train, known.test, top, all_users=all_users, ranking=ranking, progress=advance
+        )
+        plain = evaluate_ranking(
+            *popularity(known.train), known.train, known.test, top, all_users=all_users, progress=advance
+        )
+        return Figures.of(found, beside={"popularity": plain}, notes=[f"{known}; means over {found['users']:,} users"])
+
+    def predict(
+        self,
+        ready: Ready,
+        inputs: Any,
+        *,
+        top: int = 20,
+        progress: Callable[..., None] | None = None,
+    ) -> Recommendations:
+        """The best items that users do not have yet.
+
+        Args:
+            inputs: ids of users.
+            top: how many items each.
+        """
+        held = ready.about["trained"]
+        users = [inputs] if isinstance(inputs, str | int) else list(inputs)
+        rows = [(user, held.recommend(user, top=top)) for user in users]
+        return Recommendations([{"user": u, "items": [{"item": i, "score": s} for i, s in found]} for u, found in rows])
+
+    def sample(self, ready: Ready) -> Tensor:
+        return torch.zeros(1, dtype=torch.long)
+
+
+def _counter(progress: Callable[..., None] | None) -> Callable[[int, int], None] | None:
+    """A progress of (done, total) that tells one of steps."""
+    if progress is None:
+        return None
+    state = {"total": 0, "done": 0}
+
+    def advance(done: int, total: int) -> None:
+        if total != state["total"]:
+            state.update(total=total, done=0)
+            progress(total=total)
+        for _ in range(done - state["done"]):
+            progress(text="ranking")
+        state["done"] = done
+
+    return advance
+
+
+def _as_test(known: Interactions, given: Interactions) -> Interactions:
+    """The same users and items with these interactions as the test part; who is not known is left out.
+
+    Raises:
+        DataError: nobody and nothing is known.
+    """
+    users = {name: i for i, name in enumerate(known.user_ids)}
+    items = {name: i for i, name in enumerate(known.item_ids)}
+    rows, columns = (given.train + given.test).nonzero()
+    pairs = [
+        (users[given.user_ids[u]], items[given.item_ids[i]])
+        for u, i in zip(rows.tolist(), columns.tolist(), strict=True)
+        if given.user_ids[u] in users and given.item_ids[i] in items
+    ]
+    if not pairs:
+        raise DataError(f"none of {given} is known to the model, which was trained on {known}")
+    u, i = np.array(pairs).T
+    test = sp.csr_matrix((np.ones(len(u), np.float32), (u, i)), shape=known.train.shape)
+    test = (test - test.multiply(known.train > 0)).tocsr()
+    test.eliminate_zeros()
+    return dataclasses.replace(known, test=test)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return "   ".join(f"{name} {value:.4f}" for name, value in row.items() if "@" in name)
+
+
 def train_recommender(
     model: str,
     data: Interactions,
@@ -204,81 +423,25 @@ def train_recommender(
     overrides: Mapping[str, Any] | None = None,
     model_options: Mapping[str, Any] | None = None,
     checkpoint: str | None = None,
-    resume: bool = True,
-    seed: int = 0,
-    accelerator: str = "auto",
-    logger: str = "csv",
-    progress: bool = True,
     callbacks: Sequence[Callback] = (),
+    **settings: Any,
 ) -> dict[str, Any]:
-    """Train a recommender by its paper's recipe.
+    """:func:`offprint.train` for recommendation, with a plain dictionary of figures.
 
     Args:
         model: name of a model (``lightgcn``, ``ultragcn``); its table sizes come from the data.
-        out: folder for the checkpoint, ``interactions.npz``, ``model.safetensors`` and ``summary.json``.
+        data, out, model_options, checkpoint, callbacks: as there.
         overrides: fields of :class:`RecommenderRecipe`.
-        model_options: arguments of the model.
-        checkpoint: weights to start from, in any dialect of the model.
-        resume: go on from ``out/last.ckpt`` when it is there, also to more epochs than were asked for before; the result is that
-            of an uninterrupted run.
-        seed: of the initial tables and everything drawn.
+        **settings: see :class:`~offprint.tasks.settings.Run`.
 
     Returns:
         ``epochs``, ``loss``, ``history`` (a row per test), ``best`` (its best row), ``weights`` (path), ``stopped``.
-
-    Raises:
-        NonFiniteLoss: the last good checkpoint stays.
     """
-    recipe = RecommenderRecipe.of(model, **(overrides or {}))
-    options = dict(model_options or {})
-    torch.manual_seed(seed)
-    network = _build(model, data, options)
-    if checkpoint:
-        load_weights(network, checkpoint)
-    network.set_interactions(data.train)
-    sampler = Triples(data.train, recipe.batch_size, **network.sampling)
-    fixed = {k: v for k, v in dataclasses.asdict(recipe).items() if k != "epochs"}
-    settings = {"model": model, "options": options, "recipe": fixed, "seed": seed, "checkpoint": checkpoint,
-                "data": data.name, "data_digest": _digest(data)}  # fmt: skip
-    last = open_folder(out, "settings.json", settings, resume)
-    folder = last.parent
-    best, weights, summary_file = folder / "best.safetensors", folder / "model.safetensors", folder / "summary.json"
-    if not last.exists():
-        for file in (best, weights, summary_file):
-            file.unlink(missing_ok=True)
-        data.save(folder / "interactions.npz")
-    elif summary_file.is_file():
-        summary = json.loads(summary_file.read_text())
-        if summary["stopped"] or summary["asked"] == recipe.epochs:
-            return summary
-        if summary["epochs"] > recipe.epochs:
-            raise OffprintError(
-                f"{folder} holds a run of {summary['epochs']} epochs, more than the {recipe.epochs} asked for; choose "
-                "another --out, or pass --no-resume to start over"
-            )
-    task = Recommendation(network, recipe, seed)
-    tests = _Tests(data, recipe, best)
-    trainer = train(
-        task,
-        TripleData(sampler, seed),
-        last,
-        [tests, *callbacks],
-        accelerator=accelerator,
-        logger=logger,
-        progress=progress,
-    )
-    stopped = trainer.current_epoch < recipe.epochs
-    if recipe.patience and best.is_file():
-        load_weights(network, best)
-    save_weights(network, weights)
-    goal = tests.goal
-    summary = {
-        "model": model, "data": str(data), "epochs": trainer.current_epoch, "asked": recipe.epochs, "stopped": stopped,
-        "loss": tests.loss,
-        "history": tests.history, "best": max(tests.history, key=lambda row: row[goal], default=None), "weights": str(weights),
-    }  # fmt: skip
-    atomic_write(summary_file, json.dumps(summary, indent=1))
-    return summary
+    RecommenderRecipe.of(model, **(overrides or {}))
+    return dict(train(
+        model, data, out, task="recommendation", recipe=overrides, model_options=model_options, checkpoint=checkpoint,
+        callbacks=callbacks, **settings,
+    ))  # fmt: skip
 
 
 @dataclass
@@ -394,3 +557,6 @@ def trained_recommender(folder: str | Path) -> Trained:
     load_weights(model, folder / "model.safetensors")
     model.set_interactions(data.train)
     return Trained(model, data, settings["model"])
+
+
+register_task(RecommendationTask())

@@ -1,17 +1,17 @@
-"""What every training run on pictures shares: a folder that resumes exactly, safe checkpoints, a lost loss, the loop itself."""
+"""The one training run: safe checkpoints, an exact resume, averaged weights, a lost loss, the loop itself."""
 
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,7 +20,9 @@ from offprint.data.images import EpochSampler, ImageSplits, Seeded, Subset
 from offprint.errors import OffprintError
 from offprint.files import atomic_write
 from offprint.models.checkpoint import read_file
+from offprint.tasks.folder import RunFolder
 from offprint.tasks.recipe import Recipe, build_optimizer
+from offprint.tasks.settings import Run
 
 
 class NonFiniteLoss(OffprintError):
@@ -83,6 +85,50 @@ class RecipeTask(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class WeightAverage(Callback):
+    """Exponential moving average of the weights (and copies of the buffers), used for validation and kept in checkpoints.
+
+    Args:
+        decay: share of the old average kept each step; the first steps use ``min(decay, (1 + n) / (10 + n))``.
+    """
+
+    def __init__(self, decay: float):
+        self.decay, self.steps, self.average, self._held = decay, 0, None, None
+
+    def on_fit_start(self, trainer, module) -> None:
+        if self.average is None:
+            self.average = {k: v.detach().clone() for k, v in module.model.state_dict().items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch:
+            return  # the optimizer has not stepped
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        for name, value in module.model.state_dict().items():
+            kept = self.average[name] = self.average[name].to(value.device)
+            if value.is_floating_point():
+                kept.lerp_(value.to(kept.dtype), 1 - decay)
+            else:
+                kept.copy_(value)
+
+    def on_validation_start(self, trainer, module) -> None:
+        if self.average is not None and self.steps:
+            self._held = {k: v.detach().clone() for k, v in module.model.state_dict().items()}
+            module.model.load_state_dict(self.average)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if self._held is not None:
+            module.model.load_state_dict(self._held)
+            self._held = None
+
+    def state_dict(self) -> dict:
+        return {"steps": self.steps, "average": self.average}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.steps, self.average = state["steps"], state["average"]
+
+
 class ImageData(L.LightningDataModule):
     """Loaders over :class:`~offprint.data.images.ImageSplits` whose order and augmentation depend on (seed, epoch) alone."""
 
@@ -119,77 +165,103 @@ class _LastGood(Callback):
         module.last_good = self.last
 
 
-def open_folder(out: str | Path, file: str, settings: dict[str, Any], resume: bool) -> Path:
-    """Make the folder of a run ready, and write its settings to ``file`` there.
+def _bar():
+    """Lightning's Rich bar, which counts epochs from 1."""
+    from lightning.pytorch.callbacks import RichProgressBar
 
-    Returns:
-        The path of its newest checkpoint, which is there when the run goes on.
+    class Bar(RichProgressBar):
+        def _get_train_description(self, current_epoch: int) -> str:
+            last = self.trainer.max_epochs
+            text = f"Epoch {current_epoch + 1}" + (f"/{last}" if last is not None and last > 0 else "")
+            return text.ljust(len(self.validation_description))
 
-    Raises:
-        OffprintError: the folder holds a run with other settings.
+    return Bar()
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a run left.
+
+    Attributes:
+        trainer: Lightning's, after the last epoch.
+        state: the weights that count: those of the best epoch where the task has a goal, averaged where the recipe averages.
+        epoch: of these weights, from 1.
+        best: the goal's value at that epoch.
+        averaged: whether they are the moving average.
+        logged: the last values of everything that was logged.
     """
-    folder = Path(out).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = json.loads(json.dumps(settings))
-    last = folder / "last.ckpt"
-    if resume and last.exists():
-        before = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
-        changed = [k for k in settings if settings[k] != before.get(k)]
-        if changed:
-            raise OffprintError(
-                f"{folder} holds a run with another {', '.join(changed)}; resume it with the same settings, "
-                "choose another --out, or pass --no-resume to start over"
-            )
-    else:
-        last.unlink(missing_ok=True)
-    atomic_write(folder / file, json.dumps(settings, indent=1))
-    return last
+
+    trainer: L.Trainer
+    state: dict[str, Tensor]
+    epoch: int
+    best: float | None
+    averaged: bool
+    logged: dict[str, float]
+
+    @property
+    def which(self) -> str:
+        """The weights in words."""
+        kind = "averaged weights" if self.averaged else "weights"
+        return f"{kind} of epoch {self.epoch}" + (", the best" if self.best is not None else "")
 
 
-def train(
-    task: RecipeTask,
-    data: ImageData,
-    last: Path,
+def fit(
+    module: RecipeTask,
+    data: L.LightningDataModule,
+    folder: RunFolder,
+    run: Run,
     callbacks: Sequence[Callback] = (),
     *,
-    precision: str = "32-true",
-    devices: int | str = 1,
-    accelerator: str = "auto",
-    accumulate: int = 1,
-    logger: str = "csv",
-    progress: bool = True,
-) -> L.Trainer:
-    """Train by the task's recipe, from the checkpoint ``last`` on where there is one; it is written after every epoch.
+    goal: str = "",
+    mode: str = "max",
+    every: int = 1,
+) -> Fitted:
+    """Train by the module's recipe, from the folder's newest checkpoint on where there is one.
 
     Args:
         callbacks: besides those of every run.
-        precision, devices, accelerator, accumulate: Lightning's.
-        logger: ``csv``, ``tensorboard``, ``both`` or ``none``.
-        progress: show a progress bar.
+        goal, mode: the logged value that says which epoch's weights to keep, and whether more of it is better (``max``) or less
+            (``min``); ``""`` keeps the last. ``run.patience`` watches it.
+        every: epochs between two checkpoints.
 
     Raises:
         KeyboardInterrupt: the run was interrupted.
+        NonFiniteLoss: the last good checkpoint stays.
     """
-    chosen = [*callbacks, _LastGood(last), ModelCheckpoint(last.parent, "last", enable_version_counter=False)]
-    if progress:
-        from lightning.pytorch.callbacks import RichProgressBar
-
-        chosen.append(RichProgressBar())
+    recipe, last = module.recipe, folder.last
+    chosen: list[Callback] = [*callbacks, _LastGood(last)]
+    if decay := getattr(recipe, "ema_decay", 0.0):
+        chosen.append(WeightAverage(decay))
+    keep = None
+    if goal:
+        keep = ModelCheckpoint(last.parent, "best", monitor=goal, mode=mode, enable_version_counter=False)
+        chosen.append(keep)
+    if goal and run.patience:
+        chosen.append(EarlyStopping(goal, mode=mode, patience=run.patience))
+    chosen.append(
+        ModelCheckpoint(
+            last.parent, "last", enable_version_counter=False, every_n_epochs=every, save_on_train_epoch_end=None
+        )
+    )
+    if run.progress:
+        chosen.append(_bar())
     trainer = L.Trainer(
-        max_epochs=task.recipe.epochs,
-        accelerator=accelerator,
-        devices=devices,
-        precision=precision,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=task.recipe.clip_grad or None,
+        max_epochs=recipe.epochs,
+        accelerator=run.accelerator,
+        devices=run.devices,
+        strategy=run.strategy,
+        num_nodes=run.num_nodes,
+        precision=run.precision,
+        accumulate_grad_batches=run.accumulate,
+        gradient_clip_val=getattr(recipe, "clip_grad", 0.0) or None,
         callbacks=chosen,
-        logger=_loggers(logger, last.parent),
+        logger=_loggers(run.logger, last.parent),
         plugins=[SafeCheckpointIO()],
         default_root_dir=last.parent,
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
         num_sanity_val_steps=0,
-        enable_progress_bar=progress,
+        enable_progress_bar=run.progress,
         enable_model_summary=False,
         log_every_n_steps=10,
     )
@@ -198,19 +270,25 @@ def train(
             "ignore", ".*(does not have many workers|Checkpoint directory|weights_only|litlogger).*"
         )
         try:
-            trainer.fit(task, datamodule=data, ckpt_path=str(last) if last.exists() else None)
+            trainer.fit(module, datamodule=data, ckpt_path=str(last) if last.exists() else None)
         except SystemExit:  # Lightning's answer to Ctrl-C
             if trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
-    return trainer
+    best = keep.best_model_path if keep is not None else ""
+    held = read_file(best or last)
+    averaged = next((v["average"] for k, v in held.get("callbacks", {}).items() if k.startswith("WeightAverage")), None)
+    weights = {k.removeprefix("model."): v for k, v in held["state_dict"].items() if k.startswith("model.")}
+    score = keep.best_model_score if keep is not None else None
+    return Fitted(
+        trainer, averaged or weights, int(held["epoch"]) + 1, None if score is None else float(score), bool(averaged),
+        {k: float(v) for k, v in trainer.callback_metrics.items()},
+    )  # fmt: skip
 
 
 def _loggers(which: str, folder: Path):
     from lightning.pytorch.loggers import CSVLogger
 
-    if which not in ("csv", "tensorboard", "both", "none"):
-        raise OffprintError(f"logger={which!r}; choose csv, tensorboard, both or none")
     made: list = [CSVLogger(folder, name="logs", version="")] if which in ("csv", "both") else []
     if which in ("tensorboard", "both"):
         from offprint.errors import need

@@ -12,7 +12,6 @@ The forms and what they compute are in :mod:`offprint.models.graphs.forward_gnn`
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import time
@@ -49,6 +48,7 @@ from offprint.models.checkpoint import load_weights, read_file
 from offprint.models.graphs.forward_gnn import METHODS, ForwardGNN, check_graph
 from offprint.nn.message_flow import operator as known_operator
 from offprint.nn.precision import wide
+from offprint.tasks.folder import WEIGHTS, RunFolder
 
 __all__ = [
     "METHODS",
@@ -65,7 +65,6 @@ __all__ = [
     "node_split",
     "roc_auc",
 ]
-SAVE_EVERY = 10.0  # seconds between two states of an unfinished run
 
 
 @dataclass
@@ -193,6 +192,7 @@ def fit(
     resume: bool = True,
     progress: bool = False,
     device: str | torch.device = "cpu",
+    about: dict[str, Any] | None = None,
 ) -> TrainedGNN:
     """Train a node classifier or link predictor, layer by layer; every default is the paper's.
 
@@ -217,6 +217,7 @@ def fit(
         resume: go on from there; else start over.
         progress: show a progress bar.
         device: where to compute.
+        about: what else the folder should say of the run.
 
     Raises:
         DataError: a graph or split that cannot be learned from.
@@ -239,9 +240,10 @@ def fit(
     settings = {**model.settings, "epochs": epochs, "patience": patience, "lr": lr, "weight_decay": weight_decay,
                 "num_negatives": num_negatives, "seed": seed,
                 "data": fingerprint(problem.x, problem.edge_index, *test, *labelled, problem.val)}  # fmt: skip
-    folder = _Folder(out, settings, resume)
-    if (done := folder.finished()) is not None:
-        return done
+    told = {"task": "forward-learning", "model": f"forward_{method}", **(about or {})}
+    folder = RunFolder(out, settings, resume, told=told, free=(), made=("report.json",))
+    if out is not None and (folder / WEIGHTS).is_file():
+        return TrainedGNN.load(folder / WEIGHTS)
     procedure = PROCEDURES[method](model, problem, lr=lr, weight_decay=weight_decay)
     began = time.perf_counter()
     with _bar(progress) as show:
@@ -256,7 +258,11 @@ def fit(
         "val": checked.evaluate(test_graph[0], problem.val, truth), "test": run.evaluate(test_graph[1], *test),
         "stages": stages, "seconds": round(time.perf_counter() - began, 2),
     }  # fmt: skip
-    folder.finish(run)
+    if out is not None:
+        atomic_write(folder / "report.json", json.dumps(run.report, indent=1))
+        folder.write_summary(run.report)
+        run.save(folder / WEIGHTS)
+        folder.drop_state()
     return run
 
 
@@ -292,9 +298,9 @@ def _problem(graph, method: str, split, masks, seed: int, num_negatives: int, de
     return problem, (test, y[test]), classes, (told, y[told]), (whole, whole)
 
 
-def _run(procedure: Procedure, epochs: int, patience: int, folder: _Folder, show) -> list[dict[str, Any]]:
+def _run(procedure: Procedure, epochs: int, patience: int, folder: RunFolder, show) -> list[dict[str, Any]]:
     """All stages, each until its epochs or its patience are spent, from the state of an interrupted run on."""
-    model, kept = procedure.model, folder.read()
+    model, kept = procedure.model, folder.read_state()
     first, reports = 0, []
     if kept is not None:
         model.load_state_dict(kept["model"])
@@ -331,7 +337,7 @@ def _run(procedure: Procedure, epochs: int, patience: int, folder: _Folder, show
             if worse >= patience:
                 break
             if folder.due():
-                folder.write(
+                folder.write_state(
                     stage=stage, epoch=epoch + 1, losses=losses, best=best, best_state=best_state, worse=worse,
                     reports=reports, model=model.state_dict(), optimizers=[o.state_dict() for o in procedure.optimizers],
                     states=[s for s in procedure.states[1:]],
@@ -341,56 +347,8 @@ def _run(procedure: Procedure, epochs: int, patience: int, folder: _Folder, show
                 module.load_state_dict(state)
         procedure.close(stage)
         reports.append({"epochs": len(losses), "best_val": 100 * best if best_state else None, "loss": losses[-1]})
-        folder.write(stage=stage + 1, epoch=0, reports=reports, model=model.state_dict())
+        folder.write_state(stage=stage + 1, epoch=0, reports=reports, model=model.state_dict())
     return reports
-
-
-class _Folder:
-    """The folder of a run: its settings, the state of an unfinished run, the model and the report of a finished one."""
-
-    def __init__(self, out: str | Path | None, settings: dict[str, Any], resume: bool):
-        self.path, self.last = (Path(out) if out is not None else None), time.monotonic()
-        if self.path is None:
-            return
-        self.path.mkdir(parents=True, exist_ok=True)
-        file = self.path / "settings.json"
-        settings = json.loads(json.dumps(settings))
-        if resume and file.is_file():
-            before = json.loads(file.read_text())
-            changed = [k for k in settings if settings[k] != before.get(k)]
-            if changed:
-                raise OffprintError(
-                    f"{self.path} holds a run with another {', '.join(changed)}; go on with the same settings and data, choose "
-                    "another folder, or start over with resume=False (--no-resume)"
-                )
-        else:
-            for name in ("state.pt", "model.safetensors", "report.json"):
-                (self.path / name).unlink(missing_ok=True)
-        atomic_write(file, json.dumps(settings, indent=1))
-
-    def due(self) -> bool:
-        return self.path is not None and time.monotonic() - self.last >= SAVE_EVERY
-
-    def write(self, **state) -> None:
-        if self.path is not None:
-            buffer = io.BytesIO()
-            torch.save(state, buffer)
-            atomic_write(self.path / "state.pt", buffer.getvalue())
-            self.last = time.monotonic()
-
-    def read(self) -> dict | None:
-        file = None if self.path is None else self.path / "state.pt"
-        return read_file(file) if file is not None and file.is_file() else None
-
-    def finished(self) -> TrainedGNN | None:
-        file = None if self.path is None else self.path / "model.safetensors"
-        return TrainedGNN.load(file) if file is not None and file.is_file() else None
-
-    def finish(self, run: TrainedGNN) -> None:
-        if self.path is not None:
-            atomic_write(self.path / "report.json", json.dumps(run.report, indent=1))
-            run.save(self.path / "model.safetensors")
-            (self.path / "state.pt").unlink(missing_ok=True)
 
 
 @contextmanager

@@ -195,6 +195,8 @@ class SwinTransformerV2(SwinTransformer):
     )
     merging = PostNormMerging
 
+    norm_target = 47  # side of the neighbourhood that normalises SimMIM's target for it (Sec. 4.1)
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 256,

@@ -280,7 +280,11 @@ WEIGHTS = {
     }
     for s in (2, 3, 4)
 }
-RECIPE = {"optimizer": "adam", "lr": 5e-4, "min_lr": 1e-6, "batch_size": 16, "ema_decay": 0.999}
+# L1, Adam, one cosine and averaged weights; the authors published no training settings of their own
+RECIPE = {
+    "optimizer": "adam", "lr": 5e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "min_lr": 1e-6, "warmup_epochs": 0, "batch_size": 16,
+    "ema_decay": 0.999,
+}  # fmt: skip
 register(
     paper="cfsr",
     kind="signal",
