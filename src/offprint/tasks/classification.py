@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from offprint.data.images import ImageSplits, Subset, check_labels, open_images
+from offprint.data.reading import read_picture
 from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError
 from offprint.files import atomic_write
@@ -307,16 +308,10 @@ def evaluate_classifier(
 @torch.no_grad()
 def predict_images(model, transform, paths, classes: list[str] | None = None, top_k: int = 5) -> list[dict]:
     """Top-k classes of each picture file: ``[{"image", "predictions": [{"class", "index", "probability"}, ...]}, ...]``."""
-    from PIL import Image, UnidentifiedImageError
-
     rows = []
     device = next(model.parameters()).device
     for path in paths:
-        try:
-            with Image.open(path) as image:
-                tensor = transform(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError) as error:
-            raise OffprintError(f"cannot read the picture {path}: {error}") from error
+        tensor = transform(read_picture(path))
         probabilities = model(tensor[None].to(device)).softmax(1)[0]
         values, indices = probabilities.topk(min(top_k, len(probabilities)))
         rows.append({

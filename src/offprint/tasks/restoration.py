@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offprint.data.reading import rgb
 from offprint.errors import OffprintError
 
 
@@ -50,8 +51,8 @@ def ssim(a: Tensor, b: Tensor, crop: int = 0, y: bool = True) -> float:
 
 
 def to_tensor(image) -> Tensor:
-    """A PIL picture or (H, W, 3) uint8 array as (3, H, W) in [0, 1]."""
-    array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+    """A PIL picture (upright, sRGB, over white where it is transparent) or (H, W, 3) uint8 array as (3, H, W) in [0, 1]."""
+    array = np.asarray(rgb(image)[0] if hasattr(image, "convert") else image)
     return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255
 
 
