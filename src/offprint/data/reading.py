@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from offprint.errors import DataError
+from offprint.files import fetched, scheme
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 BACKGROUND = (255, 255, 255)  # what shows through where a picture is transparent, unless the caller says otherwise
@@ -144,7 +145,7 @@ def open_picture(source: str | Path | bytes | Image.Image, *, name: str = "") ->
     data = source if isinstance(source, bytes) else None
     with _opened(source, name) as image:
         if image.format == "PNG" and image.mode in ("RGB", "RGBA"):
-            data = data or Path(source).read_bytes()  # type: ignore[arg-type]
+            data = data or fetched(source).read_bytes()  # type: ignore[arg-type]
         return _picture(image, data)
 
 
@@ -159,6 +160,8 @@ class _opened:
         self.source, self.name = source, _called(source, name)
 
     def __enter__(self) -> Image.Image:
+        if not isinstance(self.source, bytes) and scheme(self.source):
+            self.source = fetched(self.source, "the picture")
         try:
             self.image = Image.open(io.BytesIO(self.source) if isinstance(self.source, bytes) else self.source)
             self.image.load()

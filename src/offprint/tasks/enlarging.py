@@ -13,7 +13,7 @@ from torch import nn
 from offprint.data.reading import EXTENSIONS, Picture, open_picture
 from offprint.data.writing import encode, format_of
 from offprint.errors import DataError, OffprintError
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.tasks.restoration import enlarge
 
 
@@ -74,15 +74,15 @@ def planned(source: str | Path, output: str | Path | None, scale: int) -> list[t
     Raises:
         DataError: nothing there, an ending that is not written, or a picture that would overwrite its input.
     """
-    source = Path(source)
+    source, output = Path(source), None if output is None else local_path(output, "a picture that is written")
     if not source.is_dir():
-        target = Path(output) if output else source.with_name(f"{source.stem}_x{scale}.png")
+        target = output if output else source.with_name(f"{source.stem}_x{scale}.png")
         if target.is_dir():
             target = target / f"{source.stem}_x{scale}.png"
         format_of(target)
         pairs = [(source, target)]
     else:
-        root = Path(output) if output else source.with_name(f"{source.resolve().name}_x{scale}")
+        root = output if output else source.with_name(f"{source.resolve().name}_x{scale}")
         if root.is_file() or root.resolve() == source.resolve():
             raise DataError(f"--out {root}: give a folder of its own for the pictures of {source}")
         files = [p for p in sorted(source.rglob("*")) if p.suffix.lower() in EXTENSIONS and p.is_file()]

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from offprint.data.interactions import Interactions, Triples
 from offprint.errors import DataError, OffprintError, unknown
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.models.checkpoint import load_weights, save_weights
 from offprint.models.registry import create_model, entries, entry
 from offprint.tasks.ranking import evaluate_ranking, top_items
@@ -345,7 +345,7 @@ class Trained:
             Users written, and users passed over because they have no training interactions.
         """
         _check_top(top)
-        rows, path = np.nonzero(self._known)[0], Path(path)
+        rows, path = np.nonzero(self._known)[0], local_path(path, "the table of recommendations")
         path.parent.mkdir(parents=True, exist_ok=True)
         part, done = path.with_name(f".{path.name}.part"), 0
         try:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from offprint.data.images import EpochSampler, ImageSplits, Seeded, Subset
 from offprint.errors import OffprintError
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.models.checkpoint import read_file
 from offprint.tasks.recipe import Recipe, build_optimizer
 
@@ -128,7 +128,7 @@ def open_folder(out: str | Path, file: str, settings: dict[str, Any], resume: bo
     Raises:
         OffprintError: the folder holds a run with other settings.
     """
-    folder = Path(out).absolute()
+    folder = local_path(out, "the folder of a run").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.loads(json.dumps(settings))
     last = folder / "last.ckpt"

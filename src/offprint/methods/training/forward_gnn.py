@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from offprint.errors import CheckpointError, OffprintError, unknown
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.methods.training._forward_data import (
     fingerprint,
     link_parts,
@@ -349,7 +349,7 @@ class _Folder:
     """The folder of a run: its settings, the state of an unfinished run, the model and the report of a finished one."""
 
     def __init__(self, out: str | Path | None, settings: dict[str, Any], resume: bool):
-        self.path, self.last = (Path(out) if out is not None else None), time.monotonic()
+        self.path, self.last = (local_path(out, "the folder of a run") if out is not None else None), time.monotonic()
         if self.path is None:
             return
         self.path.mkdir(parents=True, exist_ok=True)
