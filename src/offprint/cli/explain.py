@@ -34,18 +34,15 @@ def explain(
     import torch.nn.functional as F
     from PIL import Image
 
-    from offprint.errors import DataError, unknown
+    from offprint.data.reading import read_picture
+    from offprint.errors import unknown
     from offprint.files import atomic_write
     from offprint.methods.understanding import eigen_cam
     from offprint.tasks.classification import trained_model
 
     if method not in eigen_cam.METHODS:
         raise unknown("method", method, eigen_cam.METHODS)
-    try:
-        with Image.open(image) as opened:
-            picture = opened.convert("RGB")
-    except OSError as error:
-        raise DataError(f"cannot read the picture {image}: {error}") from error
+    picture = read_picture(image)
     network, transform, classes = trained_model(model, checkpoint, pretrained)
     wanted = None if target is None else _class(target, classes)
     cam = eigen_cam.METHODS[method](network, layer or None)

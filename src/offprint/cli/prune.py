@@ -10,7 +10,9 @@ from offprint.cli.console import bar, out
 
 
 def prune(
-    source: list[Path] = typer.Argument(..., help="Parquet files, or folders of them."),
+    source: list[str] = typer.Argument(
+        ..., help="Parquet files, or folders of them; s3://, gs://, hf:// and https:// too."
+    ),
     keep: str = typer.Option(None, help="Share of the rows (0.3) or number of rows (1000)."),
     output: Path = typer.Option(None, "--out", help="Parquet file of the kept rows; default SOURCE_kept.parquet."),
     column: str = typer.Option("embedding", help="The column of embeddings."),
@@ -59,7 +61,7 @@ def prune(
     options = (VARIANTS[variant] if variant else {}) | {
         name: value for name, value in given.items() if value is not None
     }
-    file = output or source[0].with_name(f"{source[0].stem}_kept.parquet")
+    file = output or _beside(source[0])
     with bar() as progress:
         task, now = progress.add_task("counting", total=None), ""
 
@@ -81,6 +83,15 @@ def prune(
         _write_report(result, report)
     removed = f", {result.duplicates:,} near-duplicates removed" if result.duplicates else ""
     out.print(f"{file}: {result.count:,} of {result.total:,} rows{removed}", highlight=False, soft_wrap=True)
+
+
+def _beside(source: str) -> Path:
+    from offprint.errors import OffprintError
+    from offprint.files import local_path, scheme
+
+    if scheme(source) not in ("", "file"):
+        raise OffprintError(f"{source} is not on this machine; say where the kept rows go with --out")
+    return (path := local_path(source)).with_name(f"{path.stem}_kept.parquet")
 
 
 def _number(keep: str | None) -> int | float | None:

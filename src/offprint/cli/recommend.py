@@ -47,6 +47,7 @@ def query(
                 table, top, lambda now, total: progress.update(task, completed=now, total=total)
             )
         passed = f"; {without:,} users have no training interactions and were passed over" if without else ""
+        passed += f"; {trained.complete:,} users have every item and got none" if trained.complete else ""
         out.print(f"{table}: {done:,} users{passed}", highlight=False, soft_wrap=True)
         return
     asked: list[tuple[str, dict]] = [(name, {"user": name}) for name in user]
@@ -57,7 +58,8 @@ def query(
         print(json.dumps([{"user": n, "items": [{"item": i, "score": s} for i, s in rows]} for n, rows in found]))
         return
     for name, rows in found:
-        out.print(f"{name}:", highlight=False, soft_wrap=True)
+        said = "" if rows else f" has all {trained.data.num_items:,} items; nothing is left to recommend"
+        out.print(f"{name}:{said}", highlight=False, soft_wrap=True)
         for rank, (item, score) in enumerate(rows, 1):
             out.print(f"{rank:4}  {item}  {score:.4f}", highlight=False, markup=False, soft_wrap=True)
 

@@ -25,6 +25,7 @@ def samples(
     """List the bundled samples, or write one out as files."""
     from offprint.data.samples import FOLDER
     from offprint.errors import unknown
+    from offprint.files import local_path
 
     if name is None:
         table = Table(header_style="bold")
@@ -37,7 +38,7 @@ def samples(
         return
     if name not in KINDS:
         raise unknown("sample", name, KINDS)
-    target = folder or Path(name)
+    target = local_path(folder, "a sample") if folder else Path(name)
     count = _embeddings(target) if name == "embeddings" else _pictures(name, target)
     out.print(f"{target}: {count}", highlight=False, soft_wrap=True)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -20,11 +19,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset
 
 from offprint.data import samples
-from offprint.data.images import EXTENSIONS
+from offprint.data.reading import EXTENSIONS, read_picture
 from offprint.errors import DataError, need
 
 PICTURES = {"imagenet-1k": 50_000, "imagenet-real": 50_000, "imagenet-v2": 10_000}  # of the whole sets
@@ -75,10 +73,9 @@ class Labelled(Dataset):
     def __getitem__(self, index: int):
         found = self.load(index)
         try:
-            with Image.open(io.BytesIO(found) if isinstance(found, bytes) else found) as picture:
-                image = picture.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise DataError(f"cannot read the picture {self.names[index]}: {error}; fetch it again") from error
+            image = read_picture(found, name=self.names[index], as_stored=True)
+        except DataError as error:
+            raise DataError(f"{error}; fetch it again") from error
         return (self.transform(image) if self.transform else image), index
 
     def chosen(self, at: Sequence[int]) -> Labelled:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import tarfile
 import warnings
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from offprint.data.home import data_dir
 from offprint.data.pixels import cifar10, digits
+from offprint.data.reading import EXTENSIONS, read_picture
 from offprint.errors import DataError, unknown
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 class ImageSplits(NamedTuple):
@@ -91,12 +89,9 @@ class ImageFolder(Dataset):
     def read(self, index: int) -> Image.Image:
         file = self.samples[index][0]
         try:
-            with Image.open(file) as image:
-                return image.convert("RGB")
-        except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-            raise DataError(
-                f"cannot read the picture {file}: {error}; mend or remove it, or pass on_error='skip' (--on-error skip)"
-            ) from error
+            return read_picture(file)
+        except DataError as error:
+            raise DataError(f"{error}; mend or remove it, or pass on_error='skip' (--on-error skip)") from error
 
     def __getitem__(self, index: int):
         for step in range(len(self.samples)):
@@ -254,9 +249,7 @@ def _open_cifar_tar(path: Path) -> tuple[Dataset, Dataset, list[str]]:
         for member in archive:
             parts = member.name.split("/")[-3:]
             if member.isfile() and parts[0] in arrays:
-                arrays[parts[0]].append(
-                    np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB"))
-                )
+                arrays[parts[0]].append(np.asarray(read_picture(archive.extractfile(member).read(), name=member.name)))
                 labels[parts[0]].append(parts[1])
     classes = sorted(set(labels["train"]))
     sets = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 import tarfile
 import zipfile
@@ -14,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from offprint.data import samples
+from offprint.data.reading import read_picture
 from offprint.errors import DataError
 
 
@@ -26,7 +25,7 @@ def _pictures(archive: str, folder: str = "") -> dict[str, Tensor]:
     with zipfile.ZipFile(samples.path(archive)) as z:
         for name in sorted(z.namelist()):
             if name.startswith(folder) and name.endswith(".png"):
-                array = np.asarray(Image.open(io.BytesIO(z.read(name))).convert("RGB"))
+                array = np.asarray(read_picture(z.read(name), name=name, as_stored=True))
                 found[name.rsplit("/", 1)[-1].removesuffix(".png")] = torch.from_numpy(array.copy()).permute(2, 0, 1)
     return found
 
@@ -172,12 +171,11 @@ def open_pairs(source: str | Path | None, which: str, scale: int) -> Pairs:
     if low and (absent := sorted(set(high) - set(low))):
         raise DataError(f"{root}: no low resolution (x{scale}) of {', '.join(absent[:5])}")
 
-    def read(data: Callable[[], bytes]) -> Callable[[], Tensor]:
-        return lambda: torch.from_numpy(np.asarray(Image.open(io.BytesIO(data())).convert("RGB")).copy()).permute(
-            2, 0, 1
-        )
+    def read(name: str, data: Callable[[], bytes]) -> Callable[[], Tensor]:
+        stored = lambda: np.asarray(read_picture(data(), name=name, as_stored=True)).copy()  # noqa: E731
+        return lambda: torch.from_numpy(stored()).permute(2, 0, 1)
 
-    pairs = Pairs(which, {k: read(v) for k, v in high.items()}, {k: read(v) for k, v in low.items()}, scale)
+    pairs = Pairs(which, {k: read(k, v) for k, v in high.items()}, {k: read(k, v) for k, v in low.items()}, scale)
     if len(pairs) > pairs.expected:
         raise DataError(
             f"{root} holds {len(pairs)} pictures, {which} has {pairs.expected}; give the folder of that set alone"

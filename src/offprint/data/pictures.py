@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from offprint.data.images import EXTENSIONS, ImageFolder, ImageSplits, Subset, open_images
+from offprint.data.images import ImageFolder, ImageSplits, Subset, open_images
+from offprint.data.reading import EXTENSIONS
 from offprint.errors import DataError
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from functools import cache
 
 import numpy as np
-from PIL import Image
 
 from offprint.data import samples
+from offprint.data.reading import read_picture
 
 
 @cache
@@ -23,7 +22,7 @@ def cifar10(train: bool = True) -> tuple[np.ndarray, np.ndarray, list[str]]:
     with tarfile.open(samples.path("cifar10.tar.xz")) as archive:
         for member in archive:
             if member.isfile() and member.name.startswith(split):
-                images.append(np.asarray(Image.open(io.BytesIO(archive.extractfile(member).read())).convert("RGB")))
+                images.append(np.asarray(read_picture(archive.extractfile(member).read(), name=member.name)))
                 names.append(member.name.split("/")[1])
     classes = sorted(set(names))
     return np.stack(images), np.array([classes.index(n) for n in names]), classes

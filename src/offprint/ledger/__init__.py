@@ -26,6 +26,7 @@ from sqlalchemy import (
     event,
     func,
     inspect,
+    make_url,
     select,
     text,
 )
@@ -153,8 +154,11 @@ class Ledger:
     def __init__(self, url: str | None = None):
         self.url = url or default_url()
         try:
-            if self.url.startswith("sqlite:///") and self.url != "sqlite:///:memory:":
-                Path(self.url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+            file = make_url(self.url).database if self.url.startswith("sqlite:///") else None
+            if (
+                file and file != ":memory:" and not file.startswith("file:")
+            ):  # file: is SQLite's own address, mode and all
+                Path(file).parent.mkdir(parents=True, exist_ok=True)
             self.engine = create_engine(self.url, connect_args={"timeout": 60} if self.url.startswith("sqlite") else {})
             if self.url.startswith("sqlite"):
                 event.listen(self.engine, "connect", _wal)

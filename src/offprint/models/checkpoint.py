@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from offprint.errors import CheckpointError
+from offprint.files import fetched
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "params_ema", "params", "net", "teacher", "student", "module")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "model.module.")
@@ -109,7 +110,7 @@ def read_file(path: str | Path) -> dict:
     Raises:
         CheckpointError: no such file, a truncated or damaged one, or one that would run code when opened.
     """
-    path = Path(path)
+    path = fetched(path, "the weight file")
     if not path.is_file():
         raise CheckpointError(
             f"no weight file at {str(path)!r}; give the path of a .safetensors, .pt, .pth or .bin file"

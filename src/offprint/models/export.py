@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, need, unknown
+from offprint.files import local_path
 from offprint.models.deploy import _tensors, deploy, example_input
 
 FORMATS = ("onnx", "torch-export")
@@ -46,7 +47,7 @@ def export_model(
         raise OffprintError("the model is in training mode; call model.eval() first")
     sample = example_input(model) if sample is None else sample
     model = deploy(model, sample) if merge else model
-    path = Path(path)
+    path = local_path(path, "an exported model")
     path.parent.mkdir(parents=True, exist_ok=True)
     two = torch.cat([sample, sample.flip(-1)])
     with torch.no_grad():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from offprint.data.brain_series import Labels, Scans, open_series
 from offprint.errors import CheckpointError, DataError, OffprintError, unknown
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.models.checkpoint import load_weights, read_file, unwrap
 from offprint.models.graphs.fmri_ssl import STAGIN, BrainEncoder
 from offprint.models.registry import create_model
@@ -257,6 +257,7 @@ def write_table(
         head, call = ["subject", *(f"e{i}" for i in range(model.num_layers * model.hidden_dim))], _vectors(model)
     mark = mark_of(scans)
     key = json.dumps([what, spec["sha256"], spec["options"], digest(scans), head + mark], sort_keys=True)
+    out = local_path(out, "a table")
     part = out.with_name(f".{out.name}.part")
     done = _kept(part, key) if resume else {}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -17,12 +17,13 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 
 from offprint.data.images import ImageSplits, Subset, check_labels, open_images
+from offprint.data.reading import read_picture
 from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
 from offprint.models.registry import Entry, create_model, entry
 from offprint.tasks.contract import Job, Ready, Task, find, register_task, train
-from offprint.tasks.pictures import Readable, files_of, left_out, pictures_in, present, read_picture, with_validation
+from offprint.tasks.pictures import Readable, files_of, left_out, pictures_in, present, with_validation
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result, sheet
 from offprint.tasks.running import Fitted, ImageData, RecipeTask

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from offprint.errors import OffprintError
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 
 SETTINGS, SUMMARY, WEIGHTS, LAST = "settings.json", "summary.json", "model.safetensors", "last.ckpt"
 _OLDER = ("pretraining.json", "brain.json")  # names that SETTINGS had for some tasks in version 0.1
@@ -94,12 +94,10 @@ class RunFolder:
         free: Iterable[str] = ("epochs",),
         made: Iterable[str] = (),
     ):
-        self.path = None if path is None else Path(path).absolute()
+        self.path = None if path is None else local_path(path, "the folder of a run").absolute()
         self._saved = time.monotonic()
         if self.path is None:
             return
-        if "://" in str(path):
-            raise OffprintError(f"--out {path}: a run is written to a folder of this machine; give one")
         self.writes = os.environ.get("LOCAL_RANK", "0") == "0"  # of several processes on a machine the first one writes
         self.path.mkdir(parents=True, exist_ok=True)
         about, free = json.loads(json.dumps(about)), set(free)

@@ -6,26 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from offprint.data.images import EXTENSIONS, ImageSplits, Subset
 from offprint.errors import DataError
-
-
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture file as RGB.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(
-            f"cannot read the picture {path}: {error}; mend or remove it, or pass --on-error skip"
-        ) from error
 
 
 def pictures_in(inputs: Any) -> list[Path]:

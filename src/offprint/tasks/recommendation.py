@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from offprint.data.interactions import Interactions, Triples, load_interactions
 from offprint.errors import DataError, OffprintError, unknown
+from offprint.files import local_path
 from offprint.models.checkpoint import load_weights, save_weights
 from offprint.models.registry import Entry, create_model, entries, entry
 from offprint.tasks.contract import Job, Ready, Task, register_task, train
@@ -461,8 +462,22 @@ class Trained:
     def _known(self) -> np.ndarray:
         return np.diff(self.data.train.indptr) > 0
 
+    @cached_property
+    def owned(self) -> sp.csr_matrix:
+        """(N, M): all that users have, what was held out for the test included; none of it is recommended."""
+        both = self.data.train.maximum(self.data.test).tocsr()
+        both.sort_indices()
+        return both
+
+    @property
+    def complete(self) -> int:
+        """How many of the known users have every item, so that nothing is left to recommend to them."""
+        return int((self._known & (np.diff(self.owned.indptr) == self.data.num_items)).sum())
+
     def recommend(self, user=None, *, items: Iterable | None = None, top: int = 20) -> list[tuple[Any, float]]:
-        """The best unseen items of a user, or of a new user who has ``items``: ids and scores, best first.
+        """The best items that a user does not have, or that a new user who has ``items`` does not: ids and scores, best first.
+
+        Whoever has every item gets an empty list.
 
         Raises:
             OffprintError: an unknown id; a user without training interactions.
@@ -476,7 +491,7 @@ class Trained:
                 raise DataError(
                     f"user {user} has no training interactions, so nothing is known of it; give items of it"
                 )
-            seen, users = self.data.train[row], self.embeddings[0][row : row + 1]
+            seen, users = self.owned[row], self.embeddings[0][row : row + 1]
         else:
             seen = self.data.items_of(items)  # type: ignore[arg-type]
             users = self.model.fold_in(seen)
@@ -488,20 +503,20 @@ class Trained:
     def recommend_all(
         self, path: str | Path, top: int = 20, progress: Callable[[int, int], None] | None = None
     ) -> tuple[int, int]:
-        """Write user, rank, item, score of all users to a CSV file, streamed, whole or not at all.
+        """Write user, rank, item, score of all users to a CSV file, streamed, whole or not at all; :attr:`complete` have no row.
 
         Returns:
             Users written, and users passed over because they have no training interactions.
         """
         _check_top(top)
-        rows, path = np.nonzero(self._known)[0], Path(path)
+        rows, path = np.nonzero(self._known)[0], local_path(path, "the table of recommendations")
         path.parent.mkdir(parents=True, exist_ok=True)
         part, done = path.with_name(f".{path.name}.part"), 0
         try:
             with part.open("w", newline="", encoding="utf-8") as stream:
                 table = csv.writer(stream)
                 table.writerow(["user", "rank", "item", "score"])
-                for users, scores, best in top_items(*self.embeddings, self.data.train, top, rows=rows):
+                for users, scores, best in top_items(*self.embeddings, self.owned, top, rows=rows):
                     for u, s, b in zip(users.tolist(), scores.tolist(), best.tolist(), strict=True):
                         name = self.data.user_ids[u]
                         table.writerows(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from offprint.errors import DataError, need
+from offprint.files import fetched, filesystem, local_path, scheme
 from offprint.methods.curation._kmeans import BLOCK, DIMENSION, GOOD, MISSING, assign, normalise, pair_distance, refuse
 
 
@@ -38,7 +39,10 @@ def open_dataset(source):
         return ds.dataset(source)
     files: list[str] = []
     for path in [source] if isinstance(source, str | os.PathLike) else source:
-        path = Path(path)
+        if scheme(path) not in ("", "file"):
+            files += map(str, _remote(path))
+            continue
+        path = local_path(path)
         if not path.exists():
             raise DataError(f"there is no Parquet file or folder at {str(path)!r}")
         found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
@@ -49,6 +53,17 @@ def open_dataset(source):
         raise DataError("no Parquet files were given")
     with _readable(", ".join(files[:3]) + (", ..." if len(files) > 3 else "")):
         return ds.dataset(files, format="parquet")
+
+
+def _remote(address: str | os.PathLike) -> list[Path]:
+    """The Parquet file of an address, or all that lie in the folder there, fetched."""
+    system, path = filesystem(str(address), "the table")
+    if path.endswith((".parquet", ".pq")):
+        return [fetched(str(address), "the table")]
+    found = sorted(system.glob(f"{path.rstrip('/')}/**/*.parquet"))
+    if not found:
+        raise DataError(f"there are no .parquet files at {address}")
+    return [fetched(system.unstrip_protocol(f), "the table") for f in found]
 
 
 def count_rows(dataset) -> list[int]:

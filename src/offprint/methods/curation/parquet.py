@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from offprint.errors import DataError, OffprintError, need, unknown
-from offprint.files import atomic_write
+from offprint.files import atomic_write, local_path
 from offprint.methods.curation._kmeans import (
     BLOCK,
     CHUNK,
@@ -459,11 +459,13 @@ def prune_parquet(
         )
     if (text_column is None) != (method != "clip-score"):
         raise OffprintError("text_column names the embeddings of the texts for clip-score, and for that only")
+    out = local_path(out, "the table of kept rows")
+    folder = local_path(state, "the state folder") if state is not None else out.with_name(out.name + ".state")
     dataset = open_dataset(source)
     files = [Path(f) for f in getattr(dataset, "files", [])]
     if engine == "ray" and not files:
         raise OffprintError('engine="ray" reads Parquet files; give their paths instead of a table in memory')
-    counts, out = count_rows(dataset), Path(out)
+    counts = count_rows(dataset)
     if sum(counts) == 0:
         raise DataError("the table is empty; there is nothing to choose from")
     dim = check_column(dataset, column)
@@ -485,7 +487,7 @@ def prune_parquet(
     digest = None if centroids is None else hashlib.sha256(centroids.tobytes()).hexdigest()
     stamps = [[str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns] for f in files]
     work = _Work(
-        Path(state) if state is not None else out.with_name(out.name + ".state"),
+        folder,
         json.dumps({"passes": passes, "centroids": digest, "files": stamps}) if files else None,
         resume,
     )
