@@ -16,7 +16,7 @@ from offprint.files import atomic_write, fetched, local_path, scheme
 from offprint.ledger import Ledger
 from offprint.models.checkpoint import read_file
 from offprint.models.export import export_model
-from offprint.tasks.running import open_folder
+from offprint.tasks.folder import RunFolder
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_outputs_elsewhere_are_refused_and_leave_nothing(store, tmp_path, addres
     kind = scheme(address)
     for write in (
         lambda: atomic_write(address, b""),
-        lambda: open_folder(address, "settings.json", {}, False),
+        lambda: RunFolder(address, {}, False),
         lambda: planned("p.png", address, 2),
         lambda: prune_parquet("none.parquet", address, 3),
         lambda: export_model(model.eval(), address),
@@ -131,7 +131,7 @@ def test_outputs_elsewhere_are_refused_and_leave_nothing(store, tmp_path, addres
 
 def test_a_file_address_is_a_good_output(store, tmp_path):
     assert atomic_write((tmp_path / "x y" / "f.txt").as_uri(), "text") == tmp_path / "x y" / "f.txt"
-    last = open_folder(Path((tmp_path / "run").as_uri()), "settings.json", {}, False)
+    last = RunFolder(Path((tmp_path / "run").as_uri()), {}, False).last
     assert last.parent == tmp_path / "run" and sorted(p.name for p in tmp_path.iterdir()) == ["run", "x y"]
 
 

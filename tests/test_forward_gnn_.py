@@ -457,7 +457,9 @@ def test_the_verb_trains_predicts_and_evaluates(verb, tmp_path):
     assert rows[0] == "node,class," + ",".join(f"score_{c}" for c in range(7))
     assert [row.split(",")[0] for row in rows[1:]] == ["3", "9"]
     code, _, error = verb("fit", "-d", "cora", "--method", "ssf", "--out", "other")
-    assert code == 2 and "unknown method 'ssf'" in error and not (tmp_path / "other").exists()
+    assert (
+        code == 2 and "unknown model 'forward_ssf'; nearest: forward_sf" in error and not (tmp_path / "other").exists()
+    )
     code, _, error = verb("fit", "-d", "cora", "--split", "9")
     assert code == 2 and "--split 9: give 0, 1, 2, 3 or 4" in error
     code, _, error = verb("predict", "run", "-d", "cora", "--nodes", "3;9")

@@ -15,7 +15,7 @@ MAY_USE = {
     "catalog": set(),
     "nn": set(),
     "models": {"nn"},
-    "methods": {"models", "nn"},
+    "methods": {"models", "nn", "data", "tasks"},
     "data": set(),
     "tasks": {"models", "nn", "data"},
     "proofs": {"catalog", "models", "nn", "methods", "data", "tasks", "ledger"},

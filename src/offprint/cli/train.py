@@ -65,7 +65,7 @@ def _train(
     quiet_lightning()
     done = train(
         model, data, output, task=task, stage=stage, recipe=overrides, options=options, model_options=parse_overrides(option),
-        neck=neck, head=head, pretrained=pretrained, checkpoint=checkpoint, run=run,
+        neck=neck, head=head, pretrained=pretrained, checkpoint=checkpoint, say=say, run=run,
     )  # fmt: skip
     if done.leader:
         for line in done.lines:

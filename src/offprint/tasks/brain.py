@@ -554,14 +554,19 @@ class Connectivity(_Scans):
                 "data": data.scans.about}  # fmt: skip
 
     def lines(self, figures: Mapping[str, Any], folder: Path) -> list[str]:
-        named = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in figures["metrics"].items())
-        said = [f"{figures['target']}: {named} on {figures['tested_on']} held-out scans"] if named else []
-        said.append(f"trained on {figures['trained_on']} scans")
+        spread, runs = figures.get("spread") or {}, figures.get("folds") or [figures]
+        named = ", ".join(
+            f"{name.replace('_', ' ')} {value:.2f}" + (f" ± {spread[name]:.2f}" if spread else "")
+            for name, value in figures["metrics"].items()
+        )
+        said = [f"{figures['target']}: {named} on {sum(r['tested_on'] for r in runs)} held-out scans"] if named else []
+        said.append(f"{'each fold ' if spread else ''}trained on {', '.join(str(r['trained_on']) for r in runs)} scans")
         said += [f"the scans are {figures['data']}"] if figures["data"] else []
+        run = folder / Path(figures["weights"]).parent.name if spread else folder
         return [
             *said,
-            f"weights: {folder / WEIGHTS}",
-            f"next: offprint predict SERIES --model {folder} --out predictions.csv",
+            f"weights: {run / WEIGHTS}",
+            f"next: offprint predict SERIES --model {run} --out predictions.csv",
         ]
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:

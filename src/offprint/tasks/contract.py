@@ -48,7 +48,8 @@ class Job:
         options: what :meth:`Task.open` is told of the data.
         model_options: arguments of the model.
         parts: ``neck`` and ``head`` to be set on a backbone.
-        pretrained, checkpoint, average: where the weights come from.
+        pretrained, checkpoint: where the weights come from.
+        say: told what was found, before the work begins.
         how: the recipe in use.
         settled: what the task has decided for this run.
         data, network, folder: as they are made.
@@ -66,6 +67,7 @@ class Job:
     pretrained: bool | str = False
     checkpoint: str | None = None
     callbacks: Sequence[Callback] = ()
+    say: Callable[[str], None] = lambda text: None
     how: Any = None
     settled: dict[str, Any] = field(default_factory=dict)
     data: Any = None
@@ -195,6 +197,10 @@ class Task:
         """The model to train."""
         raise NotImplementedError
 
+    def greeting(self, job: Job) -> Sequence[str]:
+        """What to say of the data before the work begins."""
+        return ()
+
     def about(self, job: Job) -> dict[str, Any]:
         """What decides the result of the run, and what :meth:`ready` needs, beyond what every run says."""
         return {}
@@ -242,6 +248,8 @@ class Task:
         about_data = choices(self.open)
         job.data = self.open(job.source, seed=job.run.seed, **{k: v for k, v in job.options.items() if k in about_data})
         self.prepare(job, **{k: v for k, v in job.options.items() if k not in about_data})
+        for line in self.greeting(job):
+            job.say(line)
         torch.manual_seed(job.run.seed)
         job.network = self.build(job)
         about = {"task": self.name, "model": job.model, "stage": job.stage, **dict(job.parts),
@@ -447,6 +455,7 @@ def train(
     pretrained: bool | str = False,
     checkpoint: str | None = None,
     callbacks: Sequence[Callback] = (),
+    say: Callable[[str], None] | None = None,
     run: Run | None = None,
     **settings: Any,
 ) -> Trained:
@@ -464,6 +473,7 @@ def train(
         neck, head: parts to set on a backbone (see :func:`offprint.models.parts`).
         pretrained, checkpoint: weights to start from: released ones, or a file.
         callbacks: Lightning's, besides those of every run.
+        say: called with lines about what was found in the data.
         run, **settings: see :class:`~offprint.tasks.settings.Run`.
 
     Returns:
@@ -492,7 +502,7 @@ def train(
     parts = {k: v for k, v in (("neck", neck), ("head", head)) if v}
     job = Job(
         start, data, Path(out), (run or Run()).but(**settings), stage, dict(recipe or {}), dict(options or {}), model_options,
-        parts, pretrained, checkpoint, tuple(callbacks),
+        parts, pretrained, checkpoint, tuple(callbacks), say or (lambda text: None),
     )  # fmt: skip
     return chosen.train(job)
 

@@ -275,6 +275,9 @@ class RecommendationTask(Task):
     def about(self, job: Job) -> dict[str, Any]:
         return {"data": job.data.name}
 
+    def greeting(self, job: Job) -> Sequence[str]:
+        return [str(job.data), *(f"  {note}" for note in job.data.notes)]
+
     def module(self, job: Job) -> Recommendation:
         if job.folder.writes and not job.folder.last.exists():
             job.data.save(job.folder / "interactions.npz")

@@ -52,6 +52,16 @@ class GraphPredictions(Result):
         return bars(path, {f"{r['source']}-{r['target']}": r["score"] for r in self.rows[:40]}, "score")
 
 
+@dataclass
+class DepthFigures(Figures):
+    """A figure per depth, in percent."""
+
+    metric: str = "accuracy"
+
+    def line(self) -> str:
+        return f"test {self.metric}: {per_depth(list(self.figures.values()))}"
+
+
 class ForwardLearning(Task):
     """Node classifiers and link predictors without backpropagation between layers."""
 
@@ -183,8 +193,7 @@ class ForwardLearning(Task):
         else:
             y, (_, _, test), _ = node_parts(graph, None, part)
             figures = run.evaluate(graph, test, y[test])
-        notes = [f"test {run.report['metric']}: {per_depth(figures)}"]
-        return Figures.of({f"depth_{d}": v for d, v in enumerate(figures, 1)}, notes=notes)
+        return DepthFigures.of({f"depth_{d}": v for d, v in enumerate(figures, 1)}, metric=run.report["metric"])
 
     def predict(
         self,
