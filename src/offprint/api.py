@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from offprint.models import registry
-from offprint.models.registry import create_model, entry, list_models
+from offprint.models.factory import create_model
+from offprint.models.registry import entry, list_models
 
 registry.add_room("offprint.methods")
 

@@ -22,8 +22,9 @@ from offprint.data.images import EpochSampler, Seeded
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write
 from offprint.models.checkpoint import read_file, save_weights
+from offprint.models.factory import create_model
 from offprint.models.graphs.fmri_ssl import STAGIN, SpatioTemporalMAE
-from offprint.models.registry import create_model, entry
+from offprint.models.registry import entry
 from offprint.tasks.brain_use import (
     ABOUT,
     SHARED,

@@ -22,7 +22,8 @@ from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError
 from offprint.files import atomic_write
 from offprint.models.checkpoint import read_file, save_weights
-from offprint.models.registry import create_model, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import entry
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.running import ImageData, RecipeTask, open_folder, train
 

@@ -125,7 +125,7 @@ def pretrain(
     torch.manual_seed(seed)
     if pretrained or checkpoint:
         from offprint.models.checkpoint import load_weights
-        from offprint.models.registry import create_model
+        from offprint.models.factory import create_model
 
         encoder = create_model(model, pretrained=pretrained, num_classes=0, **options)
         if checkpoint:

@@ -24,7 +24,8 @@ from offprint.data.interactions import Interactions, Triples
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights, save_weights
-from offprint.models.registry import create_model, entries, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import entries, entry
 from offprint.tasks.ranking import evaluate_ranking, top_items
 from offprint.tasks.running import RecipeTask, open_folder, train
 
