@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.compare import Row, peak_memory, race
 from offprint.models.deploy import deploy
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 
 
 def rows() -> Iterator[Row]:

@@ -13,7 +13,7 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from benchmarks.compare import Row, race
 from offprint.data.graphs import load_graph
 from offprint.errors import OffprintError
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 
 
 class _Prop(MessagePassing):

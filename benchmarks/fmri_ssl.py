@@ -9,8 +9,8 @@ from torch import Tensor
 
 from benchmarks.compare import Row, peak_memory, race
 from offprint.errors import OffprintError
+from offprint.models.factory import create_model
 from offprint.models.graphs.fmri_ssl import STAGIN
-from offprint.models.registry import create_model
 
 
 def _correlation(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from benchmarks.compare import Row, peak_memory, race
 from offprint.errors import OffprintError
 from offprint.models.checkpoint import load_weights
 from offprint.models.deploy import deploy
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 
 
 def _step(model, x, y):

@@ -12,8 +12,8 @@ from torch import nn
 from benchmarks.compare import Row, peak_memory, race
 from offprint.data.interactions import Triples, load_interactions
 from offprint.errors import OffprintError
+from offprint.models.factory import create_model
 from offprint.models.graphs.ultragcn import RECIPES, UltraGCN
-from offprint.models.registry import create_model
 
 
 class _Plain(nn.Module):

@@ -89,6 +89,96 @@ def test_no_circle_between_rooms():
         left -= free
 
 
+def _guarded(tree: ast.AST) -> set[int]:
+    """Ids of the nodes that only a type checker reads."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
+    return {id(inner) for block in blocks for statement in block.body for inner in ast.walk(statement)}
+
+
+def _arrows(root: Path, package: str) -> dict[str, set[str]]:
+    """File → files of the same package that it imports, also inside functions; names are dotted."""
+    files = {}
+    for path in root.rglob("*.py"):
+        parts = path.relative_to(root).with_suffix("").parts
+        files[".".join((package, *parts)).removesuffix(".__init__")] = path
+    arrows = {}
+    for name, path in files.items():
+        tree = ast.parse(path.read_text())
+        skipped, found = _guarded(tree), set()
+        for node in ast.walk(tree):
+            if id(node) in skipped:
+                continue
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                whole = [f"{node.module}.{alias.name}" for alias in node.names]
+                found.update(n if n in files else node.module for n in whole)
+        arrows[name] = found & set(files)
+    return arrows
+
+
+def _circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The strongly connected components of more than one file, and files that import themselves (Tarjan 1972)."""
+    number: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(name: str) -> None:
+        number[name] = low[name] = len(number)
+        stack.append(name)
+        for other in sorted(arrows[name]):
+            if other not in number:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], number[other])
+        if low[name] == number[name]:
+            at = stack.index(name)
+            component = sorted(stack[at:])
+            del stack[at:]
+            if len(component) > 1 or name in arrows[name]:
+                found.append(component)
+
+    for name in sorted(arrows):
+        if name not in number:
+            visit(name)
+    return sorted(found)
+
+
+def test_no_circle_between_files():
+    assert _circles(_arrows(ROOT, "offprint")) == []
+
+
+def test_the_circle_test_sees_circles(tmp_path):
+    (tmp_path / "room").mkdir()
+    for name, text in {
+        "__init__.py": "from p.room import a as a",
+        "room/__init__.py": "",
+        "room/a.py": "def f():\n    from p.room import b",
+        "room/b.py": "from p.room.c import x",
+        "room/c.py": "import p.room.a",
+        "d.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import p.e\nelse:\n    import p.room.c",
+        "e.py": "import p.d, p.e",
+    }.items():
+        (tmp_path / name).write_text(text)
+    arrows = _arrows(tmp_path, "p")
+    assert arrows["p"] == {"p.room.a"} and arrows["p.d"] == {"p.room.c"}
+    assert _circles(arrows) == [["p.e"], ["p.room.a", "p.room.b", "p.room.c"]]
+
+
+def test_old_homes_answer_with_a_warning():
+    from offprint.models import hub, registry, sharing
+
+    with pytest.warns(DeprecationWarning, match="offprint.models.factory.create_model"):
+        assert registry.create_model is offprint.create_model is offprint.models.create_model
+    with pytest.warns(DeprecationWarning, match="offprint.models.sharing.from_pretrained"):
+        assert hub.from_pretrained is sharing.from_pretrained is offprint.from_pretrained
+    for module in (hub, registry, offprint.models):
+        with pytest.raises(AttributeError, match="nothing_of_this_name"):
+            _ = module.nothing_of_this_name
+
+
 def test_extras_are_imported_where_they_are_used():
     wrong = [
         f"{path.relative_to(ROOT)}:{line} imports {name}"

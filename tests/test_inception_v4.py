@@ -9,8 +9,7 @@ from torch import nn
 
 import offprint
 from offprint.errors import OffprintError
-from offprint.models.backbones._slim import names
-from offprint.models.backbones.inception_v4 import Residual
+from offprint.models.backbones.inception_v4 import Residual, slim_names
 from offprint.tasks.recipe import Recipe, build_optimizer
 from offprint.tasks.rmsprop import RMSpropTF
 
@@ -139,7 +138,7 @@ def test_slim_weights(name):
             nn.init.ones_(module.weight)
     ours = {n: v for n, v in source.state_dict().items() if not n.endswith("num_batches_tracked")}
     scope, state = {"inception_v4": "InceptionV4", "inception_resnet_v2": "InceptionResnetV2"}[name], {}
-    for theirs, mine in names()[scope].items():
+    for theirs, mine in slim_names()[scope].items():
         if mine.startswith("aux"):
             continue
         if mine == "last_linear":

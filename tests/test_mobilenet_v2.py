@@ -12,7 +12,7 @@ import offprint
 from offprint.errors import CheckpointError, DataError, OffprintError
 from offprint.models.backbones.mobilenet_v2 import ConvNormAct, MobileNetV2
 from offprint.models.detection.ssdlite import CODER, SSDLite, anchors
-from offprint.models.hub import from_pretrained, save_pretrained
+from offprint.models.sharing import from_pretrained, save_pretrained
 
 SMALL = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2), (6, 64, 2, 2), (6, 96, 1, 2))
 

@@ -117,7 +117,7 @@ def test_grad_checkpointing_changes_nothing(name):
 
 
 def test_hub_round_trip(name, tmp_path):
-    from offprint.models.hub import from_pretrained, save_pretrained
+    from offprint.models.sharing import from_pretrained, save_pretrained
 
     model, x = small(name, num_classes=5), torch.randn(1, 3, 64, 64)
     save_pretrained(model, tmp_path / "m")

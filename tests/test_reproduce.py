@@ -436,7 +436,7 @@ def test_runs_on_a_graph_and_a_part_of_them():
 
 
 def test_ranking_with_a_checkpoint_and_with_other_data(tmp_path):
-    from offprint.models.registry import create_model
+    from offprint.models.factory import create_model
 
     torch.manual_seed(0)
     model = create_model("lightgcn_lastfm_l3")

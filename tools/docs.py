@@ -28,8 +28,8 @@ from offprint.report import plot_png  # noqa: E402
 
 DOCS = ROOT / "docs"
 API = {
-    "Models": ["offprint.models.registry", "offprint.models.backbone", "offprint.models.checkpoint", "offprint.models.hub",
-               "offprint.models.deploy", "offprint.models.info", "offprint.models.export"],
+    "Models": ["offprint.models.registry", "offprint.models.factory", "offprint.models.backbone", "offprint.models.checkpoint",
+               "offprint.models.hub", "offprint.models.sharing", "offprint.models.deploy", "offprint.models.info", "offprint.models.export"],
     "Proofs, ledger, catalogue": ["offprint.proofs", "offprint.ledger", "offprint.report", "offprint.catalog", "offprint.catalog.evidence"],
     "Errors and files": ["offprint.errors", "offprint.files"],
 }  # fmt: skip

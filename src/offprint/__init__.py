@@ -26,8 +26,8 @@ _HOMES = {
     "load_weights": "offprint.models.checkpoint",
     "save_weights": "offprint.models.checkpoint",
     "deploy": "offprint.models.deploy",
-    "from_pretrained": "offprint.models.hub",
-    "push_to_hub": "offprint.models.hub",
+    "from_pretrained": "offprint.models.sharing",
+    "push_to_hub": "offprint.models.sharing",
     "paper": "offprint.catalog",
     "papers": "offprint.catalog",
     "prove": "offprint.proofs",
@@ -53,9 +53,9 @@ if TYPE_CHECKING:
     from offprint.models.checkpoint import load_weights as load_weights
     from offprint.models.checkpoint import save_weights as save_weights
     from offprint.models.deploy import deploy as deploy
-    from offprint.models.hub import from_pretrained as from_pretrained
-    from offprint.models.hub import push_to_hub as push_to_hub
     from offprint.models.info import model_info as model_info
+    from offprint.models.sharing import from_pretrained as from_pretrained
+    from offprint.models.sharing import push_to_hub as push_to_hub
     from offprint.proofs import prove as prove
     from offprint.reproduction import reproduce as reproduce
 

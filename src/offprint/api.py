@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from offprint.models import registry
-from offprint.models.registry import Entry, create_model, entry, list_models
+from offprint.models.factory import create_model
+from offprint.models.registry import Entry, entry, list_models
 from offprint.tasks import contract
 from offprint.tasks.contract import (
     Task,

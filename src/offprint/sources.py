@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 FRAME = frozenset(
     "offprint offprint.api offprint.errors offprint.files offprint.sources offprint.report offprint.reproduction offprint.proofs offprint.ledger "
-    "offprint.catalog offprint.catalog.evidence offprint.models.hub".split()
+    "offprint.catalog offprint.catalog.evidence offprint.models.hub offprint.models.sharing".split()
 )
 
 

@@ -16,7 +16,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, need
-from offprint.models.registry import create_model, list_models
+from offprint.models.factory import create_model
+from offprint.models.registry import list_models
 
 
 class Encoder(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 
 
 def _shapes(output) -> Any:

@@ -23,7 +23,7 @@ from torch import Tensor
 from offprint.data.photos import photographs, set5
 from offprint.data.resize import bicubic
 from offprint.models import hub
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 from offprint.models.signals.cfsr import CFSR, EFN
 from offprint.proofs import Band, Effect, Proof, kit
 from offprint.tasks.restoration import enlarge, psnr, ssim, train_restoration

@@ -11,7 +11,7 @@ import torch
 from offprint.data.graphs import load_graph, random_split, split_of
 from offprint.errors import DataError, OffprintError
 from offprint.models.checkpoint import load_weights
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 from offprint.tasks.protocols import Job, Measured
 
 GRAPHS = {

@@ -31,8 +31,9 @@ from offprint.data.images import EpochSampler, Seeded
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write
 from offprint.models.checkpoint import save_weights
+from offprint.models.factory import create_model
 from offprint.models.graphs.fmri_ssl import STAGIN
-from offprint.models.registry import Entry, create_model, entry
+from offprint.models.registry import Entry, entry
 from offprint.tasks.brain_use import (
     SHARED,
     batches,

@@ -19,8 +19,8 @@ from offprint.data.brain_series import Labels, Scans, open_series
 from offprint.errors import CheckpointError, DataError, OffprintError, unknown
 from offprint.files import atomic_write, local_path
 from offprint.models.checkpoint import load_weights, read_file, unwrap
+from offprint.models.factory import create_model
 from offprint.models.graphs.fmri_ssl import STAGIN, BrainEncoder
-from offprint.models.registry import create_model
 from offprint.tasks.folder import WEIGHTS, is_run, read_about
 
 SHARED = ("num_regions", "hidden_dim", "num_layers", "sparsity", "window", "stride")  # what fine-tuning takes over

@@ -21,7 +21,8 @@ from offprint.data.reading import read_picture
 from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
-from offprint.models.registry import Entry, create_model, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import Entry, entry
 from offprint.tasks.contract import Job, Ready, Task, find, register_task, train
 from offprint.tasks.pictures import Readable, files_of, left_out, pictures_in, present, with_validation
 from offprint.tasks.recipe import Recipe

@@ -303,7 +303,7 @@ class Task:
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         """A model by name, with released weights or those of a file."""
-        from offprint.models.registry import create_model
+        from offprint.models.factory import create_model
 
         model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint, **options).eval()
         return Ready(self, model, name, {"options": dict(options), "pretrained": str(pretrained or "")})

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from offprint.data.graphs import check_graph, load_graph, normalize_features, random_split, read_npz, split_of
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.models.checkpoint import load_weights
-from offprint.models.registry import Entry, create_model
+from offprint.models.factory import create_model
+from offprint.models.registry import Entry
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.results import Figures, Result, bars
 from offprint.tasks.running import Fitted, RecipeTask

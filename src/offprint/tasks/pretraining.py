@@ -16,7 +16,8 @@ from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbones.swin_v2 import SIMMIM_RECIPE, SimMIM, simmim_mask
 from offprint.models.checkpoint import load_weights, save_weights
-from offprint.models.registry import Entry, create_model, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import Entry, entry
 from offprint.nn import MaskedTokens
 from offprint.tasks.classification import start
 from offprint.tasks.contract import Job, Ready, Task, register_task, train

@@ -187,7 +187,7 @@ def measure(job: Job) -> Measured:
 
 def network(job: Job):
     """The model with its weights, in evaluation mode on its device."""
-    from offprint.models.registry import create_model
+    from offprint.models.factory import create_model
 
     if job.checkpoint is not None:
         model = create_model(job.model, checkpoint_path=job.checkpoint)

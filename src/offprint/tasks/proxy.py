@@ -12,7 +12,8 @@ from torch import Tensor
 from offprint.data.images import open_images
 from offprint.data.transforms import evaluation_transform
 from offprint.errors import OffprintError
-from offprint.models.registry import create_model, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import entry
 
 
 class ProxyAccuracy:

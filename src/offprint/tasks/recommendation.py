@@ -24,7 +24,8 @@ from offprint.data.interactions import Interactions, Triples, load_interactions
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import local_path
 from offprint.models.checkpoint import load_weights, save_weights
-from offprint.models.registry import Entry, create_model, entries, entry
+from offprint.models.factory import create_model
+from offprint.models.registry import Entry, entries, entry
 from offprint.tasks.contract import Job, Ready, Task, register_task, train
 from offprint.tasks.ranking import evaluate_ranking, top_items
 from offprint.tasks.results import Figures, Result, bars
@@ -295,7 +296,7 @@ class RecommendationTask(Task):
         if job.how.patience and best.is_file():
             load_weights(job.network, best)
         return {
-            "model": job.model, "data": str(job.data), "asked": job.how.epochs,
+            "model": job.model, "user": str(job.data.user_ids[0]), "data": str(job.data), "asked": job.how.epochs,
             "stopped": fitted.trainer.current_epoch < job.how.epochs, "loss": tests.loss, "history": tests.history,
             "best": max(tests.history, key=lambda row: row[tests.goal], default=None),
         }  # fmt: skip
@@ -313,7 +314,8 @@ class RecommendationTask(Task):
             said.append(f"last test, epoch {last['epoch']}: {_line(last)}")
             if best != last:
                 said.append(f"best test (chosen on the test part), epoch {best['epoch']}: {_line(best)}")
-        return [*said, f"next: offprint recommend query {folder} --user ID"]
+        user = figures.get('user', 'ID')
+        return [*said, f"next: offprint recommend query {folder} --user {user}"]
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
         held = trained_recommender(folder)

@@ -25,7 +25,7 @@ from offprint.data.writing import encode, format_of
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.enlarging import enlarge_picture
 from offprint.tasks.pictures import left_out, pictures_in

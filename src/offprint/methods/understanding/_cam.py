@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, need, unknown
 from offprint.methods.understanding._layers import evaluating, find_layer, grid_transform, layer_names, watch
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import create_model
+from offprint.models.factory import create_model
 from offprint.nn.precision import wide
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-
-from offprint.models.backbones import inception_v4 as net
 
 _AUX = {"Conv2d_1b_1x1": "aux.conv0", "Conv2d_2a": "aux.conv1", "Conv2d_2a_5x5": "aux.conv1", "Aux_logits": "aux.fc",
         "Logits": "aux.fc"}  # fmt: skip
@@ -37,17 +34,22 @@ def _mixed(theirs: str, ours: str, branches: tuple, bare: bool = False) -> Itera
             yield f"{theirs}/Branch_{i}/Conv2d_{letter}{_kernel(unit)}", where
 
 
-@cache
-def names() -> dict[str, dict[str, str]]:
-    """Scope of the network → {slim's layer: ours}."""
+def names(stem_v4: tuple, blocks_v4: tuple, form_v2: tuple) -> dict[str, dict[str, str]]:
+    """Scope of the network → {slim's layer: ours}.
+
+    Args:
+        stem_v4, blocks_v4: Inception-v4's stem, and its A blocks, reduction, B blocks and reduction.
+        form_v2: stem, kinds of block and reductions of Inception-ResNet-v2.
+    """
+    a, reduction_a, b, reduction_b = blocks_v4
     v4 = {"Conv2d_1a_3x3": "features.0", "Conv2d_2a_3x3": "features.1", "Conv2d_2b_3x3": "features.2"}
     v4 |= {"Mixed_3a/Branch_1/Conv2d_0a_3x3": "features.3.conv", "Mixed_5a/Branch_0/Conv2d_1a_3x3": "features.5.conv"}
-    v4 |= dict(_mixed("Mixed_4a", "features.4", net.STEM_V4[4]))
+    v4 |= dict(_mixed("Mixed_4a", "features.4", stem_v4[4]))
     rows = [
-        ("5", "bcde", net.V4_A),
-        ("6", "a", net.V4_REDUCTION_A),
-        ("6", "bcdefgh", net.V4_B),
-        ("7", "a", net.V4_REDUCTION_B),
+        ("5", "bcde", a),
+        ("6", "a", reduction_a),
+        ("6", "bcdefgh", b),
+        ("7", "a", reduction_b),
     ]
     index = 6
     for digit, letters, branches in rows:
@@ -55,9 +57,9 @@ def names() -> dict[str, dict[str, str]]:
             v4 |= dict(_mixed(f"Mixed_{digit}{letter}", f"features.{index}", branches))
             index += 1
     for letter in "bcd":
-        v4 |= {f"Mixed_7{letter}/{a}": f"features.{index}.{b}" for a, b in _C.items()}
+        v4 |= {f"Mixed_7{letter}/{theirs}": f"features.{index}.{ours}" for theirs, ours in _C.items()}
         index += 1
-    stem, blocks, reductions, *_ = net.FORMS["v2"]
+    stem, blocks, reductions, *_ = form_v2
     v2 = {f"Conv2d_{n.removeprefix('conv2d_')}_{_kernel(u)}": n for n, u in stem if n.startswith("conv2d")}
     v2 |= {"Conv2d_7b_1x1": "conv2d_7b", **dict(_mixed("Mixed_5b", "mixed_5b", stem[-1][1], bare=True))}
     v2 |= dict(_mixed("Mixed_6a", "mixed_6a", reductions[0])) | dict(_mixed("Mixed_7a", "mixed_7a", reductions[1]))
@@ -74,8 +76,12 @@ def names() -> dict[str, dict[str, str]]:
 _NORM = {"beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var", "gamma": "weight"}
 
 
-def convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def convert(state: dict[str, Tensor], model: nn.Module, layers: Mapping[str, Mapping[str, str]]) -> dict[str, Tensor]:
     """slim's tensors as ours: (h, w, in, out) kernels turned, gammas of one added, the background class left out.
+
+    Args:
+        state, model: the file's tensors, and where they go.
+        layers: what :func:`names` gives.
 
     Raises:
         KeyError: not slim's names.
@@ -85,7 +91,7 @@ def convert(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
         scope, _, rest = name.partition("/")
         layer, _, leaf = rest.rpartition("/")
         norm = layer.endswith("/BatchNorm")
-        ours = names()[scope][layer.removesuffix("/BatchNorm")]
+        ours = layers[scope][layer.removesuffix("/BatchNorm")]
         if ours.startswith("aux.") and getattr(model, "aux", None) is None:
             continue
         if ours in ("last_linear", "aux.fc"):

@@ -18,12 +18,15 @@ has another stem, more blocks and one more layer than the paper's (``inception_r
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbone import Backbone
+from offprint.models.backbones import _slim
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
 from offprint.models.released import cadene, timm
@@ -242,10 +245,14 @@ class _Inception(Backbone):
         return x if pre_logits else self.last_linear(self.dropout(x))
 
 
-def _from_slim(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    from offprint.models.backbones._slim import convert
+@cache
+def slim_names() -> dict[str, dict[str, str]]:
+    """Scope of the network in slim's checkpoints → {slim's layer: ours}."""
+    return _slim.names(STEM_V4, (V4_A, V4_REDUCTION_A, V4_B, V4_REDUCTION_B), FORMS["v2"])
 
-    return convert(state, model)
+
+def _from_slim(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    return _slim.convert(state, model, slim_names())
 
 
 SLIM = Dialect("tensorflow", ignore=r"ExponentialMovingAverage|RMSProp|Momentum|global_step", reshape=_from_slim)

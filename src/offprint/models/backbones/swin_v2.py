@@ -46,7 +46,8 @@ from offprint.models.backbones.swin import (
     with_short_names,
 )
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import Weights, create_model, register
+from offprint.models.factory import create_model
+from offprint.models.registry import Weights, register
 from offprint.models.released import timm, top, torchvision
 from offprint.nn import MaskedTokens
 from offprint.nn.precision import wide_dtype

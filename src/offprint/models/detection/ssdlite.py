@@ -25,7 +25,8 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 from offprint.errors import DataError, OffprintError
 from offprint.models.backbones.mobilenet_v2 import ConvNormAct, MobileNetV2
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import create_model, entry, register
+from offprint.models.factory import create_model
+from offprint.models.registry import entry, register
 from offprint.nn.precision import wide, wide_dtype
 
 EXTRAS = (512, 256, 256, 128)

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from offprint.errors import OffprintError
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import create_model, entry, register
+from offprint.models.factory import create_model
+from offprint.models.registry import entry, register
 
 
 def _conv(cin: int, cout: int) -> nn.Sequential:
