@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -17,8 +18,9 @@ Folder = typer.Argument(help="The folder that offprint recommend fit wrote.")
 @recommend.command()
 def fit(
     interactions: str = typer.Argument(
-        help="CSV, TSV or Parquet of user, item[, time, weight]; lines of 'user item item ...'; a folder of train.txt and "
-        "test.txt; or gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds, electronics."
+        help="CSV, TSV, RecBole .inter, MovieLens .dat or .data, or Parquet of user, item[, weight, time]; lines of 'user item "
+        "item ...'; a folder of train.txt and test.txt; or gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds, "
+        "electronics."
     ),
     model: str = typer.Option("lightgcn", "--model", "-m", help="lightgcn, ultragcn, or a variant of one."),
     output: cli.Out = Path("runs/recommend"),
@@ -26,7 +28,10 @@ def fit(
     split: str = typer.Option("random", help="random, leave-one-out, temporal or none."),
     fraction: float = typer.Option(0.2, help="Of the test part (random, temporal)."),
     min_weight: float = typer.Option(None, help="Count interactions of at least this weight; default: above 0."),
-    columns: str = typer.Option(None, help="Unusual column names: user=NAME,item=NAME,time=NAME,weight=NAME."),
+    columns: str = typer.Option(
+        None,
+        help="Unusual column names, or numbers from 1 where there is no header: user=NAME,item=NAME,time=NAME,weight=NAME.",
+    ),
     epochs: cli.Epochs = None,
     batch_size: int = typer.Option(None, help="Pairs per step."),
     lr: float = typer.Option(None, help="Rate of Adam."),
@@ -77,7 +82,9 @@ def fit(
 def query(
     model: Path = Folder,
     user: list[str] = typer.Option([], "--user", "-u", help="Id of a user; may be repeated."),
-    items: str = typer.Option(None, help="Ids of the items of a new user, with commas between."),
+    items: str = typer.Option(
+        None, help="Ids of the items of a new user, with commas between; an id with a comma in it in double quotes."
+    ),
     top: int = typer.Option(20, "--top", "-k", help="How many."),
     table: Path = typer.Option(None, "--csv", help="Write the recommendations of all users to this file."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
@@ -101,7 +108,8 @@ def query(
         return
     asked: list[tuple[str, dict]] = [(name, {"user": name}) for name in user]
     if items is not None:
-        asked = [("new user", {"items": [name.strip() for name in items.split(",") if name.strip()]})]
+        names = [name.strip() for name in next(csv.reader([items], skipinitialspace=True)) if name.strip()]
+        asked = [("new user", {"items": names})]
     found = [(name, trained.recommend(**how, top=top)) for name, how in asked]
     if as_json:
         print(json.dumps([{"user": n, "items": [{"item": i, "score": s} for i, s in rows]} for n, rows in found]))

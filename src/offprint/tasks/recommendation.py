@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from offprint.data.interactions import Interactions, Triples
+from offprint.data.draws import Triples
+from offprint.data.interactions import Interactions
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write, local_path
 from offprint.models.checkpoint import load_weights, save_weights
@@ -32,7 +33,7 @@ from offprint.tasks.running import RecipeTask, open_folder, train
 class Recommender(Protocol):
     """What a model offers to be trained and asked here, besides being a module built with ``num_users`` and ``num_items``.
 
-    ``sampling`` holds the arguments of :class:`~offprint.data.interactions.Triples` (by, negatives, reject).
+    ``sampling`` holds the arguments of :class:`~offprint.data.draws.Triples` (by, negatives, reject).
     """
 
     num_users: int
