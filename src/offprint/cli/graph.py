@@ -11,7 +11,11 @@ from offprint.cli.console import bar, out
 graph = typer.Typer(
     no_args_is_help=True, help="Train a graph network layer by layer (ForwardGNN), and predict with it."
 )
-Data = typer.Option(..., "--data", "-d", help="Cora, CiteSeer, PubMed, Amazon_Photo, ..., or a graph archive FILE.npz.")
+Data = typer.Option(
+    ..., "--data", "-d",
+    help="Cora, CiteSeer, PubMed, Amazon_Photo, ...; or your own: FILE.npz or FILE.pt with edge_index (2, E), x (n, F), y (n,) and, if "
+    "there are any, train_mask, val_mask, test_mask; or a folder of edges.csv, features.csv and labels.csv.",
+)  # fmt: skip
 Split = typer.Option("0", help="0 to 4: the paper's splits. public: the graph's own masks.")
 Undirected = typer.Option(False, "--undirected", help="Add the opposite of every edge.")
 Normalize = typer.Option(True, help="Make each row of features sum to one, as in the paper.")
@@ -22,18 +26,9 @@ def _load(data: str, normalize: bool, undirected: bool):
     import warnings
 
     warnings.filterwarnings("ignore", ".*torch.jit.script.*deprecated")  # said by torch_geometric when it is imported
-    from offprint.data.graphs import load_graph, normalize_features, read_npz
+    from offprint.data.own_graphs import open_graph
 
-    if Path(data).suffix == ".npz":
-        found = read_npz(Path(data))
-        found.x = normalize_features(found.x) if normalize else found.x
-    else:
-        found = load_graph(data, normalize=normalize)
-    if undirected:
-        from torch_geometric.transforms import ToUndirected
-
-        found = ToUndirected()(found)
-    return found
+    return open_graph(data, normalize=normalize, undirected=undirected)
 
 
 def _split(text: str) -> int | None:
