@@ -12,7 +12,8 @@ import torch
 from torch_geometric.nn import LightGCN as Theirs
 
 from benchmarks.compare import Row, peak_memory, race
-from offprint.data.interactions import Triples, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import load_interactions
 from offprint.errors import OffprintError
 from offprint.models.graphs.lightgcn import RECIPE, LightGCN
 from offprint.tasks.ranking import evaluate_ranking

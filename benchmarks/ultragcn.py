@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.compare import Row, peak_memory, race
-from offprint.data.interactions import Triples, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import load_interactions
 from offprint.errors import OffprintError
 from offprint.models.factory import create_model
 from offprint.models.graphs.ultragcn import RECIPES, UltraGCN

@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from offprint.data.interactions import (
-    Interactions,
-    Seen,
-    Triples,
-    from_pairs,
-    hold_out,
-    load_interactions,
-    sample_negatives,
-)
+from offprint.data.draws import Seen, Triples, sample_negatives
+from offprint.data.interactions import Interactions, from_pairs, hold_out, load_interactions
 from offprint.errors import DataError, OffprintError
 
 

@@ -38,7 +38,8 @@ def smoothing(
         help="dagnn, gcn, sage, gat, gin, appnp, sgc, or your own as module:function (features, classes, depth) -> module; may be repeated.",
     ),
     data: str = typer.Option(
-        "Cora", "--data", "-d", help="Cora, CiteSeer, PubMed, Amazon_Photo, ..., or Class/name of torch_geometric.datasets."
+        "Cora", "--data", "-d", help="Cora, CiteSeer, PubMed, Amazon_Photo, ..., Class/name of torch_geometric.datasets, or your own: "
+        "FILE.npz or FILE.pt (edge_index, x, y), or a folder of edges.csv, features.csv and labels.csv.",
     ),
     depths: str = typer.Option("2,5,10,20,50", help="Hops or layers, separated by commas."),
     seeds: str = typer.Option("0", help="One run each, separated by commas."),
@@ -52,13 +53,15 @@ def smoothing(
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.jit")
     wanted, runs = _numbers(depths, "--depths"), _numbers(seeds, "--seeds")
     models = list(dict.fromkeys(model))
-    from offprint.data.graphs import load_graph
+    from offprint.data.own_graphs import open_graph
     from offprint.tasks.smoothing import averages, draw, kind, sweep
 
     for name in models:
         kind(name)  # a wrong name is said before anything is read
-    graph = load_graph(data, normalize=True)
-    file = output or Path(f"smoothing_{data.replace('/', '_').lower()}.json")
+    graph = open_graph(data, normalize=True)
+    file = output or Path(
+        f"smoothing_{Path(data).stem if Path(data).exists() else data.replace('/', '_').lower()}.json"
+    )
     with bar() as progress:
         task = progress.add_task("", total=len(models) * len(wanted) * len(runs))
         started = False

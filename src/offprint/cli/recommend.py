@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def fit(ctx: typer.Context) -> None:
 def query(
     model: Path = Folder,
     user: list[str] = typer.Option([], "--user", "-u", help="Id of a user; may be repeated."),
-    items: str = typer.Option(None, help="Ids of the items of a new user, with commas between."),
+    items: str = typer.Option(
+        None, help="Ids of the items of a new user, with commas between; an id with a comma in it in double quotes."
+    ),
     top: int = typer.Option(20, "--top", "-k", help="How many."),
     table: Path = typer.Option(None, "--csv", help="Write the recommendations of all users to this file."),
     as_json: bool = typer.Option(False, "--json", help="Machine-readable output."),
@@ -52,7 +55,8 @@ def query(
         return
     asked: list[tuple[str, dict]] = [(name, {"user": name}) for name in user]
     if items is not None:
-        asked = [("new user", {"items": [name.strip() for name in items.split(",") if name.strip()]})]
+        names = [name.strip() for name in next(csv.reader([items], skipinitialspace=True)) if name.strip()]
+        asked = [("new user", {"items": names})]
     found = [(name, trained.recommend(**how, top=top)) for name, how in asked]
     if as_json:
         print(json.dumps([{"user": n, "items": [{"item": i, "score": s} for i, s in rows]} for n, rows in found]))

@@ -20,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from offprint.data.interactions import Interactions, Triples, hold_out, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import Interactions, hold_out, load_interactions
 from offprint.models.graphs.lightgcn import RECIPE, LightGCN
 from offprint.proofs import Band, Effect, Proof, kit
 from offprint.tasks.ranking import RANKINGS, evaluate_ranking

@@ -20,7 +20,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from offprint.data.interactions import SETS, Interactions, Triples, hold_out, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import SETS, Interactions, hold_out, load_interactions
 from offprint.errors import DataError
 from offprint.models.graphs.ultragcn import RECIPES, VARIANTS, UltraGCN, edge_weights
 from offprint.proofs import Band, Effect, Proof, kit

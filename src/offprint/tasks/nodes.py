@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from offprint.data.graphs import check_graph, load_graph, normalize_features, random_split, read_npz, split_of
+from offprint.data.graphs import check_graph, random_split, split_of
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
@@ -196,28 +196,20 @@ class NodeRecipe:
 
 
 def open_graph_source(source: Any, *, normalize: bool = True, undirected: bool = False):
-    """A graph by name, from a file, or as it is given.
+    """A graph by name, from files (see :func:`~offprint.data.own_graphs.open_graph`), or as it is given.
 
     Args:
-        source: ``Cora``, ``CiteSeer``, ..., a graph archive (``.npz``), or ``torch_geometric.data.Data``.
-        normalize: make each row of features sum to one.
+        source: ``Cora``, ``CiteSeer``, ...; ``.npz``, ``.pt``, or a folder of tables; a networkx graph; ``torch_geometric.data.Data``.
+        normalize: make each row of features sum to one; a graph object keeps its own.
         undirected: add the opposite of every edge.
     """
     import warnings
 
     warnings.filterwarnings("ignore", ".*torch.jit.script.*deprecated")  # said by torch_geometric when it is imported
-    if not isinstance(source, str | Path):
-        found = source
-    elif Path(source).suffix == ".npz":
-        found = read_npz(Path(source))
-        found.x = normalize_features(found.x) if normalize else found.x
-    else:
-        found = load_graph(str(source), normalize=normalize)
-    if undirected:
-        from torch_geometric.transforms import ToUndirected
+    from offprint.data.own_graphs import open_graph
 
-        found = ToUndirected()(found)
-    return found
+    written = isinstance(source, str | Path)
+    return open_graph(source, normalize=normalize and written, undirected=undirected)
 
 
 def graph_digest(graph) -> str:
@@ -343,7 +335,8 @@ class NodeTask(Task):
         """Open a graph.
 
         Args:
-            source: Cora, CiteSeer, PubMed, Amazon_Photo, ...; a graph file; or ``torch_geometric.data.Data``.
+            source: Cora, CiteSeer, PubMed, Amazon_Photo, ...; your own: FILE.npz or FILE.pt with edge_index (2, E), x (n, F), y (n,) and,
+                if there are any, train_mask, val_mask, test_mask; a folder of edges.csv, features.csv and labels.csv; a graph object.
             split: own, random, or the number of one of the graph's several.
             normalize: make each row of features sum to one, as in the papers.
             undirected: add the opposite of every edge.

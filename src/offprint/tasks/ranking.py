@@ -9,7 +9,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from offprint.data.interactions import Seen
+from offprint.data.draws import Seen
 from offprint.errors import DataError, OffprintError, unknown
 
 RANKINGS = ("scores", "sigmoid")  # by the inner products; by their float32 sigmoid, of which all above 17 tie at 1

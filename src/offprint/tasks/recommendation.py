@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from offprint.data.interactions import Interactions, Triples, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import Interactions, load_interactions
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import local_path
 from offprint.models.checkpoint import load_weights, save_weights
@@ -35,7 +36,7 @@ from offprint.tasks.running import Fitted, RecipeTask
 class Recommender(Protocol):
     """What a model offers to be trained and asked here, besides being a module built with ``num_users`` and ``num_items``.
 
-    ``sampling`` holds the arguments of :class:`~offprint.data.interactions.Triples` (by, negatives, reject).
+    ``sampling`` holds the arguments of :class:`~offprint.data.draws.Triples` (by, negatives, reject).
     """
 
     num_users: int
@@ -241,14 +242,14 @@ class RecommendationTask(Task):
         """Open interactions.
 
         Args:
-            source: a CSV, TSV or Parquet table of user, item[, time, weight]; lines of "user item item ..."; a folder of train.txt and
-                test.txt; gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds or electronics; or
+            source: a CSV, TSV, RecBole .inter, MovieLens .dat or .data, or Parquet table of user, item[, weight, time]; lines of "user
+                item item ..."; a folder of train.txt and test.txt; gowalla, lastfm (bundled), yelp2018, amazon-book, amazoncds or electronics; or
                 :class:`~offprint.data.interactions.Interactions`.
             test: a file of test interactions; nothing is split then.
             split: random, leave-one-out, temporal or none.
             fraction: of the test part (random, temporal).
             min_weight: count interactions of at least this weight; default above 0.
-            columns: unusual column names, as user=NAME,item=NAME,time=NAME,weight=NAME.
+            columns: unusual column names, or numbers from 1 where there is no header, as user=NAME,item=NAME,time=NAME,weight=NAME.
         """
         if isinstance(source, Interactions):
             return source
@@ -314,7 +315,7 @@ class RecommendationTask(Task):
             said.append(f"last test, epoch {last['epoch']}: {_line(last)}")
             if best != last:
                 said.append(f"best test (chosen on the test part), epoch {best['epoch']}: {_line(best)}")
-        user = figures.get('user', 'ID')
+        user = figures.get("user", "ID")
         return [*said, f"next: offprint recommend query {folder} --user {user}"]
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:

@@ -8,7 +8,8 @@ import scipy.sparse as sp
 import torch
 from reading import array, listed, said
 
-from offprint.data.interactions import Triples, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import load_interactions
 from offprint.models.graphs.lightgcn import LightGCN
 from offprint.tasks.ranking import evaluate_ranking, ranking_metrics
 

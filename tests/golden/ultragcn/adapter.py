@@ -7,7 +7,8 @@ import scipy.sparse as sp
 import torch
 from reading import array, listed, precision, said
 
-from offprint.data.interactions import Triples, load_interactions
+from offprint.data.draws import Triples
+from offprint.data.interactions import load_interactions
 from offprint.models.graphs.ultragcn import UltraGCN, co_occurrence, edge_weights
 from offprint.tasks.ranking import evaluate_ranking
 

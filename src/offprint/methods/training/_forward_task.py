@@ -77,7 +77,8 @@ class ForwardLearning(Task):
         """Open a graph.
 
         Args:
-            source: Cora, CiteSeer, PubMed, Amazon_Photo, ...; a graph file; or ``torch_geometric.data.Data``.
+            source: Cora, CiteSeer, PubMed, Amazon_Photo, ...; your own: FILE.npz or FILE.pt with edge_index (2, E), x (n, F), y (n,) and,
+                if there are any, train_mask, val_mask, test_mask; a folder of edges.csv, features.csv and labels.csv; a graph object.
             split: 0 to 4, one of the paper's; public for the graph's own masks.
             normalize: make each row of features sum to one, as in the paper.
             undirected: add the opposite of every edge.
