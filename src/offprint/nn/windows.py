@@ -7,7 +7,7 @@ it enters no state dict, no copy and no pickle, and a traced program holds it as
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -19,6 +19,9 @@ from offprint.nn.precision import wide_dtype
 
 _kept: dict[tuple, object] = {}
 _MOST = 256  # shapes kept; the oldest goes first
+FAR = 80.0  # a logit so far below the largest of its row weighs nothing, in float64 neither (e^-80 = 2e-35)
+_LARGE = 256  # tokens of a window from which logits are made a block at a time (7x7x7 are; measured, 12x12 gain little)
+_BLOCK = 1 << 20  # logits of a block: 4 MB, a part of the last cache
 
 
 def keep(key: tuple, build: Callable[[], object]):
@@ -161,14 +164,20 @@ def attend(
         (B * windows, tokens, heads * d).
     """
     n, heads, t, d = q.shape
+    scale = d**-0.5 if scale is None else scale
+    learns = torch.is_grad_enabled() and bias.requires_grad
+    if _in_blocks(q, bias):
+        parts = (x.transpose(2, 3).reshape(n * heads, d, t) for x in (q * scale, k, v))
+        out = _Blocked.apply(*parts, bias, mask) if learns else _Blocked.forward(*parts, bias, mask)
+        return out.view(n, heads * d, t).transpose(1, 2).contiguous()
     whole = bias[None] if mask is None else bias + mask[:, None]
     # fused kernels give no gradient to the bias, and what they become in other runtimes differs in memory layout
-    if (torch.is_grad_enabled() and bias.requires_grad) or torch.compiler.is_exporting():
-        logits = torch.bmm(q.reshape(n * heads, t, d), k.reshape(n * heads, t, d).transpose(1, 2))
-        logits = torch.add(whole, logits.view(-1, *whole.shape), alpha=d**-0.5 if scale is None else scale)
+    if learns or torch.compiler.is_exporting():
+        logits = torch.bmm((q * scale).reshape(n * heads, t, d), k.reshape(n * heads, t, d).transpose(1, 2))
+        logits = whole + logits.view(-1, *whole.shape)
         if mask is not None:  # weights that are nothing beside the largest: as denormal numbers they cost tenfold
             with torch.no_grad():  # the softmax gives them no gradient anyway
-                logits.masked_fill_(logits < logits.amax(-1, keepdim=True) - 80, -torch.inf)
+                logits.masked_fill_(logits < logits.amax(-1, keepdim=True) - FAR, -torch.inf)
         weights = logits.softmax(-1).view(n * heads, t, t)
         out = torch.bmm(weights.to(v.dtype), v.reshape(n * heads, t, d)).view(n, heads, t, d)
     else:
@@ -176,3 +185,69 @@ def attend(
             whole = whole.expand(n // mask.shape[0], *whole.shape).flatten(0, 1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=whole.to(q.dtype), scale=scale)
     return out.transpose(1, 2).reshape(n, t, heads * d)
+
+
+def _in_blocks(q: Tensor, bias: Tensor) -> bool:
+    """Whether windows are so large that their logits would leave a CPU's cache before they are used."""
+    exact = q.dtype == bias.dtype and q.dtype in (torch.float32, torch.float64)
+    return exact and q.device.type == "cpu" and q.shape[2] >= _LARGE and not torch.compiler.is_compiling()
+
+
+class _Blocked(torch.autograd.Function):
+    """softmax(q' k + bias + mask) v, the logits of a few windows at a time and again in the backward pass, never all in memory.
+
+    q (scaled), k and v are (B * windows * heads, d, tokens): products of so few rows are several times as fast that way round.
+    """
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        out = torch.empty_like(v)
+        for rows, weights, _ in _blocks(q, k, bias, mask):
+            torch.bmm(v[rows], weights.transpose(1, 2), out=out[rows])
+        return out
+
+    @staticmethod
+    def setup_context(ctx, inputs, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        q, k, v, bias, mask, out = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted: that of the formula
+            logits = (q.transpose(1, 2) @ k).unflatten(0, (-1, len(bias))) + bias
+            if mask is not None:
+                logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+            plain = v @ logits.softmax(-1).flatten(0, 1).transpose(1, 2)
+            return *torch.autograd.grad(plain, (q, k, v, bias), grad, create_graph=True), None
+        grad = grad.contiguous()
+        to_q, to_k, to_v = (torch.empty_like(x) for x in (q, k, v))
+        mean = (grad * out).sum(1).unsqueeze(2)  # what the softmax takes from the gradient of every logit of a row
+        to_bias = torch.zeros_like(bias)
+        for rows, weights, logits in _blocks(q, k, bias, mask):
+            torch.bmm(grad[rows], weights, out=to_v[rows])
+            torch.bmm(grad[rows].transpose(1, 2), v[rows], out=logits).sub_(mean[rows]).mul_(weights)
+            to_bias += logits.unflatten(0, (-1, len(bias))).sum(0)
+            torch.bmm(k[rows], logits.transpose(1, 2), out=to_q[rows])
+            torch.bmm(q[rows], logits, out=to_k[rows])
+        return to_q, to_k, to_v, to_bias, None
+
+
+def _blocks(q: Tensor, k: Tensor, bias: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(rows, their softmax weights, scratch of the same shape) of a few windows; both are overwritten by the next."""
+    heads, t, _ = bias.shape
+    count = len(q) // heads
+    per_image = count if mask is None else len(mask)
+    most = min(per_image, max(1, _BLOCK // (heads * t * t)))
+    scratch, weights = q.new_empty(2, most * heads, t, t).unbind()
+    for image in range(0, count, per_image):
+        for first in range(0, per_image, most):
+            last = min(first + most, per_image)
+            rows, used = slice((image + first) * heads, (image + last) * heads), slice((last - first) * heads)
+            logits = torch.bmm(q[rows].transpose(1, 2), k[rows], out=scratch[used])
+            by_window = logits.view(-1, heads, t, t)
+            by_window += bias
+            if mask is not None:
+                by_window += mask[first:last, None]
+                logits -= logits.amax(-1, keepdim=True)
+                F.threshold_(logits, -FAR, -torch.inf)  # as above: no denormal numbers
+            yield rows, torch.softmax(logits, -1, out=weights[used]), logits

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
 
 from offprint.errors import OffprintError, unknown
 from offprint.models.checkpoint import Dialect
@@ -131,11 +132,13 @@ class Stage(nn.Module):
             SwinBlock(dim, heads, window, spatial_dims, shift and i % 2 == 1, rates[i]) for i in range(depth)
         )
         self.downsample = PatchMerging(dim, spatial_dims, order)
+        self.grad_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.movedim(1, -1)
+        again = self.grad_checkpointing and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x)
+            x = recompute(block, x, use_reentrant=False) if again else block(x)
         return self.downsample(x).movedim(-1, 1)
 
 
@@ -281,6 +284,12 @@ class SwinUNETR(nn.Module):
         self.decoder1 = UpBlock(c, c, n)
         self.out = nn.Module()
         self.out.conv = _Wrapped(_CONV[n](c, num_classes, 1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory: the Swin blocks' activations are made again in the backward pass."""
+        for module in self.swinViT.modules():
+            if isinstance(module, Stage):
+                module.grad_checkpointing = enable
 
     def example_input(self, batch: int = 1) -> Tensor:
         """A random cube (or square) of side 64."""
