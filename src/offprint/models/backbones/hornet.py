@@ -258,6 +258,8 @@ class HorNet(ConvNeXtFrame):
         )
         self.frame(in_chans, num_classes, dims, made, head_init_scale)
 
+    blocks_per_layer = 2
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample global filters that were stored on another grid (a model for another image size)."""
         own = self.state_dict()
@@ -392,16 +394,6 @@ class HorUPerHead(nn.Module):
         levels = [*(conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)), levels[-1]]
         fused = torch.cat([levels[0], *(resize(x, levels[0]) for x in levels[1:])], 1)
         return self.conv_seg(self.dropout(self.fpn_bottleneck(fused)))
-
-
-def layer_decay_group(name: str) -> int:
-    """Group 0 (stem) to 13 (head) of a parameter for fine-tuning; its rate is ``layer_decay ** (13 - group)``."""
-    part = name.split(".")
-    if part[0] == "downsample_layers":
-        return {0: 0, 1: 2, 2: 3, 3: 12}[int(part[1])]
-    if part[0] == "stages":
-        return {0: 1, 1: 2, 2: min(3 + int(part[2]) // 2, 11), 3: 12}[int(part[1])]
-    return 13
 
 
 _DIMS = {"tiny": 64, "small": 96, "base": 128, "large": 192}
