@@ -319,9 +319,13 @@ class Backbone(nn.Module):
         if pool not in ("avg", ""):
             raise OffprintError(f"global_pool={global_pool!r}; choose 'avg', or '' for none")
         if num_classes and not pool:
-            raise OffprintError(f"num_classes={num_classes} with global_pool='': a map has no classes; give num_classes=0")
+            raise OffprintError(
+                f"num_classes={num_classes} with global_pool='': a map has no classes; give num_classes=0"
+            )
         if num_classes and not self.whole:
-            raise OffprintError(f"{type(self).__name__} has no head any more to give {num_classes} classes; build it anew")
+            raise OffprintError(
+                f"{type(self).__name__} has no head any more to give {num_classes} classes; build it anew"
+            )
         self.global_pool, self.num_classes = pool, num_classes
         if not self.whole:
             return

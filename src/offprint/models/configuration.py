@@ -41,7 +41,9 @@ def configuration(model: Backbone) -> dict[str, Any]:
         "fixed_input_size": False,
         "interpolation": preprocessing.get("interpolation", "bicubic"),
         "crop_pct": preprocessing.get("crop_pct", 0.875),
-        "crop_mode": preprocessing.get("crop_mode", "squash" if preprocessing.get("crop_pct", 0.875) >= 1 else "center"),
+        "crop_mode": preprocessing.get(
+            "crop_mode", "squash" if preprocessing.get("crop_pct", 0.875) >= 1 else "center"
+        ),
         "mean": tuple(preprocessing["mean"]),
         "std": tuple(preprocessing["std"]),
         "num_classes": (model.num_classes if classes is None else classes),

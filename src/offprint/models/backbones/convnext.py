@@ -409,16 +409,45 @@ RECIPE = {  # appendix A.1
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
     "ema_decay": 0.9999,
+    "interpolation": "bicubic",
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
-_DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5, "xlarge": 0.5}
+# stages of the authors' TRAINING.md; only what it names a model for is given to that model
+PRETRAINING = {**RECIPE, "epochs": 90, "warmup_epochs": 5, "ema_decay": 0.0, "data": "imagenet-22k"}
+_FINE = {
+    **RECIPE, "lr": 5e-5, "reference_batch": 512, "epochs": 30, "warmup_epochs": 0, "weight_decay": 1e-8, "mixup": 0.0,
+    "cutmix": 0.0, "ema_decay": 0.0, "head_init_scale": 0.001,
+}  # fmt: skip
+FINETUNING = {**_FINE, "layer_decay": 0.8, "start": "pretraining"}
+AT_384 = {"input_size": 384, "crop_pct": 1.0, "crop_mode": "squash"}
+FINETUNING_384 = {**_FINE, **AT_384, "layer_decay": 0.7, "start": "training"}
+_DROP_PATH = {  # by stage and size
+    "training": {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5, "xlarge": 0.5},
+    "pretraining": {"tiny": 0.0, "small": 0.0, "base": 0.1, "large": 0.1, "xlarge": 0.2},
+    "finetuning": {"base": 0.2, "large": 0.3, "xlarge": 0.4},
+    "finetuning_384": {"base": 0.8, "large": 0.95},  # of the model trained on ImageNet-1K
+    "finetuning_22k_384": {"base": 0.2, "large": 0.3, "xlarge": 0.4},
+}
+_COMMON = {
+    "finetuning": FINETUNING,
+    "finetuning_384": FINETUNING_384,
+    "finetuning_22k_384": {**FINETUNING, **AT_384},
+}
+_STAGES = {
+    stage: {f"convnext_{size}": {**_COMMON.get(stage, {}), "drop_path_rate": rate} for size, rate in rates.items()}
+    for stage, rates in _DROP_PATH.items()
+}
+for _stage in ("finetuning", "finetuning_22k_384"):
+    _STAGES[_stage]["convnext_xlarge"]["ema_decay"] = 0.9999
 register(
     paper="convnext",
     kind="backbone",
     build=ConvNeXt,
     variants=VARIANTS,
     weights=WEIGHTS,
-    recipe=RECIPE,
-    recipes={f"convnext_{size}": {"drop_path_rate": rate} for size, rate in _DROP_PATH.items()},
+    recipes={"training": RECIPE, "pretraining": PRETRAINING},
+    exceptions=_STAGES,
 )
 register(
     paper="convnext",
@@ -430,8 +459,10 @@ register(
         for size, one in (("small", 78.7), ("base", 82.0), ("large", 82.6))
     },
     recipe={**RECIPE, "warmup_epochs": 50},
-    recipes={
-        f"convnext_isotropic_{size}": {"drop_path_rate": rate}
-        for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+    exceptions={
+        "training": {
+            f"convnext_isotropic_{size}": {"drop_path_rate": rate}
+            for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+        }
     },
 )

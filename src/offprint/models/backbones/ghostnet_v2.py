@@ -285,6 +285,9 @@ RECIPE = {
     "random_erasing": 0.2,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "lr_noise": (0.42, 0.9),
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
 _RELEASE = "https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/GhostNetV2"
 WEIGHTS = {  # the authors' text states the figure of width 1 only

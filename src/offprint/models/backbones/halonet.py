@@ -477,6 +477,8 @@ RECIPE = {  # approximate
     "auto_augment": "rand-m10-n2",
     "drop_path_rate": 0.2,
     "ema_decay": 0.9999,
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # nothing was released for the paper's own networks
     "halonet26t": {"timm_a1h_in1k": timm("halonet26t.a1h_in1k", 256, 79.106, 94.306, crop=0.95)},

@@ -352,6 +352,7 @@ RECIPE = {
     "decay_rate": 0.1,
     "decay_epochs": 30,
     "warmup_epochs": 0,
+    "data": "imagenet-1k",
 }
 # the authors' files, and the errors (top-1, top-5, %) that their table states beside them; none for variant b
 _RELEASED: dict[str, tuple[float, ...]] = {

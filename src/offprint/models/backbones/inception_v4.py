@@ -519,6 +519,8 @@ RECIPE = {  # Sec. 4: 20 replicas; the rate is one replica's
     "label_smoothing": 0.1,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "aux_weight": 0.4,
+    "data": "imagenet-1k",
 }
 _PREPROCESSING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
 _BACKGROUND = {"num_classes": 1001, "class_map": "background-first"}
@@ -573,5 +575,7 @@ for _build, _variants, _crop in ((InceptionV4, {"inception_v4": {}}, 0.875), (In
         preprocessing={**_PREPROCESSING, "crop_pct": _crop},
         weights={name: released for name, released in WEIGHTS.items() if name in _variants},
         recipe=RECIPE,
-        recipes={"inception_resnet_v1_facenet": {"drop_rate": 0.6}},
+        exceptions={"training": {"inception_resnet_v1_facenet": {"drop_rate": 0.6, "aux_weight": None, "data": ""}}}
+        if "inception_resnet_v1_facenet" in _variants
+        else None,
     )

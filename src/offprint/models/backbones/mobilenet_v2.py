@@ -314,6 +314,7 @@ RECIPE = {  # Sec. 6.1: 16 asynchronous workers of 96 images; here 0.045 belongs
     "label_smoothing": 0.1,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # the authors' own are TensorFlow's; these are trained anew
     "mobilenetv2_050": {"timm_lamb_in1k": timm("mobilenetv2_050.lamb_in1k", 224, 65.950, 86.088)},

@@ -597,6 +597,8 @@ _IMAGENET = {  # the README's training commands; the rate is one replica's
     "drop_rate": 0.5,
     "drop_path_rate": 0.3,
     "ema_decay": 0.9999,
+    "aux_weight": 0.4,
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # the authors' own are TensorFlow's
     "nasnet_a_large": {
@@ -618,13 +620,15 @@ register(
     input_sizes={"nasnet_a_mobile": (3, 224, 224), "nasnet_a_large": (3, 331, 331)},
     preprocessing={**_HALF, "crop_pct": 0.875},
     recipe=_IMAGENET,
-    recipes={
-        "nasnet_a_mobile": {
-            "lr": 0.04,
-            "reference_batch": 32,
-            "batch_size": 32,
-            "weight_decay": 4e-5,
-            "drop_path_rate": 0.0,
+    exceptions={
+        "training": {
+            "nasnet_a_mobile": {
+                "lr": 0.04,
+                "reference_batch": 32,
+                "batch_size": 32,
+                "weight_decay": 4e-5,
+                "drop_path_rate": 0.0,
+            }
         }
     },
 )
@@ -649,5 +653,7 @@ register(
         "crop_scale": (0.7, 1.0),
         "random_erasing": 0.25,
         "input_size": 32,
+        "aux_weight": 0.4,
+        "data": "cifar-10",
     },
 )  # random erasing stands in for cutout, a random crop for the padded one

@@ -456,8 +456,30 @@ RECIPE = {  # appendix A2.1
     "cutmix": 1.0,
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
+    "interpolation": "bicubic",
+    "data": "imagenet-1k",
 }
 DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5, "large": 0.2}
+# the other stages, of the authors' configurations; all three rates follow the batch, and are stated for 512 images
+PRETRAINING = {
+    **RECIPE, "lr": 1.25e-4, "warmup_lr": 1.25e-7, "min_lr": 1.25e-6, "epochs": 90, "warmup_epochs": 5,
+    "drop_path_rate": 0.2, "data": "imagenet-22k",
+}  # fmt: skip
+FINETUNING = {
+    **RECIPE, "lr": 2e-5, "warmup_lr": 2e-8, "min_lr": 2e-7, "epochs": 30, "warmup_epochs": 5, "weight_decay": 1e-8,
+    "drop_path_rate": 0.2, "start": "pretraining",
+}  # fmt: skip
+AT_384 = {"input_size": 384, "crop_pct": 1.0, "crop_mode": "squash"}
+SIMMIM = {  # pre-training on masked images; the rate falls to a tenth after seven eighths of the epochs
+    "optimizer": "adamw", "lr": 1e-4, "reference_batch": 512, "weight_decay": 0.05, "epochs": 800, "batch_size": 128,
+    "schedule": "step", "decay_rate": 0.1, "warmup_epochs": 10, "warmup_lr": 5e-7, "clip_grad": 5.0,
+    "crop_scale": (0.67, 1.0), "drop_path_rate": 0.0, "interpolation": "bicubic", "data": "imagenet-1k",
+}  # fmt: skip
+SIMMIM_AS_STATED = {"decay_epochs": 700, "input_size": 192}  # of 800 epochs
+SIMMIM_FINETUNING = {
+    **RECIPE, "lr": 1.25e-3, "warmup_lr": 2.5e-7, "min_lr": 2.5e-7, "epochs": 100, "warmup_epochs": 20, "layer_decay": 0.8,
+    "drop_path_rate": 0.1, "input_size": 224, "start": "simmim",
+}  # fmt: skip
 
 
 def input_sizes(variants: dict[str, dict]) -> dict[str, tuple[int, ...]]:
@@ -539,7 +561,24 @@ MLP_WEIGHTS = with_short_names(
     {n + end: {"in1k": released(n + end, "v1.0.5", int(end[-3:]), *row)} for n, (end, *row) in _MLP_FIGURES.items()},
     {name: name + end for name, (end, *_) in _MLP_FIGURES.items()},
 )
-register(paper="swin", kind="backbone", build=SwinTransformer, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
-         weights=WEIGHTS, recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
+_AT_224 = {f"swin_{size}{end}": size for size in SIZES for end in ("", "_patch4_window7_224")}
+_LARGER = {f"swin_{size}_patch4_window12_384": size for size in ("base", "large")}
+register(
+    paper="swin", kind="backbone", build=SwinTransformer, variants=VARIANTS, input_sizes=input_sizes(VARIANTS), weights=WEIGHTS,
+    recipe=RECIPE, exceptions={
+        "training": drop_paths(VARIANTS),
+        "pretraining": {n: {**PRETRAINING, **({"drop_path_rate": 0.1} if s == "tiny" else {})} for n, s in _AT_224.items()},
+        "finetuning": {n: {**FINETUNING, **({"drop_path_rate": 0.1} if s == "tiny" else {})} for n, s in _AT_224.items()}
+        | {name: {**FINETUNING, **AT_384} for name in _LARGER},
+        "finetuning_384": {
+            "swin_base_patch4_window12_384": {**FINETUNING, **AT_384, "drop_path_rate": 0.5, "start": "training"}
+        },
+        "simmim": {n: {**SIMMIM, **SIMMIM_AS_STATED} for n, s in _AT_224.items() if s in ("base", "large")},
+        "simmim_finetuning": {
+            n: {**SIMMIM_FINETUNING, **({"layer_decay": 0.7, "drop_path_rate": 0.2} if s == "large" else {})}
+            for n, s in _AT_224.items() if s in ("base", "large")
+        },
+    },
+)  # fmt: skip
 register(paper="swin", kind="backbone", build=SwinMLP, variants=MLPS, input_sizes=input_sizes(MLPS),
-         weights=MLP_WEIGHTS, recipe=RECIPE, recipes=drop_paths(MLPS))  # fmt: skip
+         weights=MLP_WEIGHTS, recipe=RECIPE, exceptions={"training": drop_paths(MLPS)})  # fmt: skip
