@@ -17,7 +17,6 @@ from offprint.models.backbones.hornet import (
     HorFPN,
     HorNet,
     HorUPerHead,
-    layer_decay_group,
     resample_filter,
 )
 from offprint.nn import DepthwiseConv2d, Pointwise
@@ -190,8 +189,8 @@ def test_layer_scale_can_be_left_out_and_paths_dropped():
 
 
 def test_layer_decay_groups():
-    names = [n for n, _ in HorNet(base_dim=16).named_parameters()]
-    groups = {n: layer_decay_group(n) for n in names}
+    model = HorNet(base_dim=16)
+    groups = {n: model.layer_index(n) for n, _ in model.named_parameters()}
     assert set(groups.values()) == set(range(14))
     assert groups["downsample_layers.0.0.weight"] == 0 and groups["downsample_layers.3.1.weight"] == 12
     assert groups["stages.2.1.gamma1"] == 3 and groups["stages.2.17.norm1.weight"] == 11

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 import offprint
 from offprint.errors import CheckpointError, OffprintError
-from offprint.models.backbones.swin import SwinTransformer, WindowAttention, layer_decay_groups
+from offprint.models.backbones.swin import SwinTransformer, WindowAttention
+from offprint.models.layer_decay import layer_decay_groups
 from offprint.nn.positions import resample_table
 from offprint.nn.windows import attend, gather_bias, join, split, windows
 from offprint.proofs.kit import macs
@@ -277,10 +278,15 @@ def test_tables_and_positions_are_not_decayed():
 def test_layer_decay():
     names = ["patch_embed.proj.weight", "mask_token", "layers.0.blocks.1.attn.qkv.weight", "layers.0.downsample.reduction.weight",
              "layers.2.blocks.5.mlp.fc1.bias", "layers.3.blocks.1.attn.relative_position_bias_table", "norm.weight", "head.weight"]  # fmt: skip
-    rows = layer_decay_groups(names, (2, 2, 6, 2), layer_decay=0.5)
+    model = SwinTransformer(embed_dim=6, ape=True)
+    model.add_mask_token()
+    groups = layer_decay_groups(model, 1e-3, 0.05, 0.5)
+    of = {id(p): group for group in groups for p in group["params"]}
+    rows = [of[id(model.get_parameter(name))] for name in names]
     assert [r["layer"] for r in rows] == [0, 0, 2, 2, 10, 12, 13, 13]
-    assert rows[2]["lr_scale"] == 0.5**11 and rows[-1]["lr_scale"] == 1
+    assert rows[2]["lr_scale"] == 0.5**11 and rows[-1]["lr"] == 1e-3
     assert [bool(r["weight_decay"]) for r in rows] == [True, False, True, True, False, False, False, True]
+    assert of[id(model.absolute_pos_embed)]["layer"] == 13  # as the authors' code leaves it, with the head
 
 
 def test_counts_of_the_paper():

@@ -45,7 +45,8 @@ def create_model(
         features_only: return a list of feature maps instead of logits (backbones).
         out_indices: which maps (0 is the finest); default all. Only with ``features_only``.
         checkpoint_path: weight file in any dialect the model knows.
-        **kwargs: the model's own arguments.
+        **kwargs: the model's own arguments; for a backbone also ``drop_rate`` (before the classifier) and ``global_pool``
+            (``"avg"``, or ``""`` with ``num_classes=0`` for a map).
 
     Raises:
         OffprintError: unknown name or argument, or an argument the model does not take.
@@ -64,6 +65,8 @@ def create_model(
     elif chosen is not None and chosen.num_classes is not None:
         arguments["num_classes"] = chosen.num_classes
     takes = inspect.signature(spec.build).parameters
+    # what every backbone can do, whether its constructor says so or not
+    common = {k: arguments.pop(k) for k in getattr(spec.build, "common", ()) if k in arguments and k not in takes}
     if in_chans is None and chosen is not None and chosen.input_size is not None and "in_chans" in takes:
         arguments.setdefault("in_chans", chosen.input_size[0])
     if in_chans is not None and "in_chans" in takes:
@@ -82,13 +85,15 @@ def create_model(
     elif out_indices is not None:
         raise OffprintError("out_indices chooses among feature maps; pass features_only=True with it")
     model = spec.build(**arguments)
+    if common:
+        getattr(model, "set_common")(**common)  # noqa: B009
     if features_only:
         getattr(model, "as_features")(out_indices)  # noqa: B009
     model.__dict__["spec"] = {
         "name": name,
         "features_only": features_only,
         "out_indices": tuple(out_indices) if out_indices is not None else None,
-        "kwargs": {k: v for k, v in arguments.items() if spec.kwargs.get(k, ...) != v},
+        "kwargs": {k: v for k, v in (*arguments.items(), *common.items()) if spec.kwargs.get(k, ...) != v},
         "weights": tag,
     }
     if chosen is not None:

@@ -68,9 +68,14 @@ class Entry:
     input_size: tuple[int, ...] | None
     preprocessing: Mapping[str, Any]
     weights: Mapping[str, Weights]
-    recipe: Mapping[str, Any]
+    recipes: Mapping[str, Mapping[str, Any]]
     module: str
     task: str = ""
+
+    @property
+    def recipe(self) -> Mapping[str, Any]:
+        """The recipe of the stage ``training``."""
+        return self.recipes.get("training", {})
 
     def __call__(self, **kwargs) -> nn.Module:
         return self.build(**{**self.kwargs, **kwargs})
@@ -117,6 +122,7 @@ def register(
     input_sizes: Mapping[str, tuple[int, ...]] | None = None,
     recipe: Mapping[str, Any] | None = None,
     recipes: Mapping[str, Mapping[str, Any]] | None = None,
+    exceptions: Mapping[str, Mapping[str, Mapping[str, Any]]] | None = None,
     task: str | None = None,
 ) -> None:
     """Enter a paper's variants.
@@ -130,24 +136,51 @@ def register(
         preprocessing: mean, std, interpolation and crop fraction the released weights expect.
         weights: model name → {tag: :class:`Weights`}; the first tag is what ``pretrained=True`` loads.
         input_sizes: exceptions to ``input_size`` by model name.
-        recipe: the paper's training recipe as fields of its task's recipe (see :class:`offprint.tasks.recipe.Recipe`).
-        recipes: exceptions to ``recipe`` by model name.
+        recipe: the paper's training recipe as fields of its task's recipe (see :class:`offprint.tasks.recipe.Recipe`); the same
+            as ``recipes={"training": ...}``.
+        recipes: stage (``training``, ``pretraining``, ``finetuning``, ...) → recipe of all models.
+        exceptions: stage → model name → what differs for it; a stage that ``recipes`` has not is one of the models named here.
         task: name of the task (:mod:`offprint.tasks`) that trains and uses it; ``None`` is classification for backbones and
             otherwise none. A backbone may serve several tasks; this is the one meant where none is named.
     """
     for name in weights or {}:
         if name not in variants:
             raise unknown(f"model of {paper} with weights", name, variants)
+    stages, special = _by_stage(variants, recipe, recipes, exceptions)
     for name, kwargs in variants.items():
         if name in _entries and _entries[name].build is not build:
             raise OffprintError(f"two papers register the model {name!r}: {_entries[name].paper} and {paper}")
         size = (input_sizes or {}).get(name, input_size)
-        own = {**(recipe or {}), **(recipes or {}).get(name, {})}
+        own = {
+            stage: {**stages.get(stage, {}), **special.get(stage, {}).get(name, {})}
+            for stage in (*stages, *(s for s in special if s not in stages))
+            if stage in stages or name in special[stage]
+        }
         released = dict((weights or {}).get(name, {}))
         own_task = task if task is not None else "classification" if kind == "backbone" else ""
         _entries[name] = Entry(
             name, paper, kind, build, dict(kwargs), size, dict(preprocessing), released, own, build.__module__, own_task
         )
+
+
+def _by_stage(variants, recipe, recipes, exceptions) -> tuple[dict, dict]:
+    """The recipes of all models and those of single ones, by stage."""
+    stages, special = dict(recipes or {}), {stage: dict(rows) for stage, rows in (exceptions or {}).items()}
+    old = {name: stages.pop(name) for name in list(stages) if name in variants}
+    if old:
+        warnings.warn(
+            "register(recipes=...) goes by stage now; what single models have of their own is exceptions={'training': ...}",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        special["training"] = {**special.get("training", {}), **old}
+    if recipe is not None:
+        stages = {"training": recipe, **stages}
+    for stage, rows in special.items():
+        for name in rows:
+            if name not in variants:
+                raise unknown(f"model with a recipe of its own for {stage}", name, variants)
+    return stages, special
 
 
 def add_room(package: str) -> None:

@@ -15,9 +15,15 @@ class Recipe:
     """How an image classifier is trained.
 
     ``lr`` is the rate at ``reference_batch`` images per step and is scaled linearly to the batch in use (0: not scaled).
-    ``min_lr`` is scaled with it. ``schedule`` is ``cosine``, ``step`` (``lr * decay_rate ** (epoch // decay_epochs)``) or
+    ``scaled_with_batch`` names the rates that are. ``schedule`` is ``cosine``, ``step`` (``lr * decay_rate ** (epoch // decay_epochs)``) or
     ``constant``, after ``warmup_epochs`` of linear warm-up from ``warmup_lr``. ``auto_augment`` is ``""``, ``"randaugment"``,
     ``"trivial"`` or timm's ``rand-mM-nN...`` notation (magnitude M of 10, N operations). ``ema_decay`` 0 keeps no average.
+
+    ``layer_decay`` is the factor between the rates of neighbouring layers (1: one rate), ``head_init_scale`` one on a fresh
+    classifier, ``aux_weight`` the weight of a side classifier's loss (``None``: the model's own, if it has one). ``lr_noise``: from and
+    to which part of training the rate is multiplied by 1 + r each epoch, r normal and redrawn until \|r\| < 0.67. ``interpolation``,
+    ``crop_pct`` and ``crop_mode`` are of the pictures (``""`` and 0: the model's own preprocessing). ``data`` is the set that a stage is
+    stated for, ``start`` the stage it starts from; both only say so.
     """
 
     optimizer: str = "adamw"
@@ -52,6 +58,13 @@ class Recipe:
     layer_decay: float = 1.0
     head_init_scale: float = 1.0
     aux_weight: float | None = None
+    scaled_with_batch: tuple[str, ...] = ("lr", "min_lr", "warmup_lr")
+    lr_noise: tuple[float, ...] = ()
+    interpolation: str = ""
+    crop_pct: float = 0.0
+    crop_mode: str = ""
+    data: str = ""
+    start: str = ""
 
     def __post_init__(self):
         for name, choices in (("optimizer", OPTIMIZERS), ("schedule", ("cosine", "step", "constant"))):
@@ -85,7 +98,11 @@ class Recipe:
     def scaled(self, batch: int) -> tuple[float, float, float]:
         """(lr, min_lr, warmup_lr) at this many images per step."""
         factor = batch / self.reference_batch if self.reference_batch else 1.0
-        return self.lr * factor, self.min_lr * factor, self.warmup_lr * factor
+        lr, low, start = (
+            getattr(self, name) * (factor if name in self.scaled_with_batch else 1.0)
+            for name in ("lr", "min_lr", "warmup_lr")
+        )
+        return lr, low, start
 
     def learning_rates(self, steps_per_epoch: int, batch: int) -> list[float]:
         """The rate of every step of the run."""
@@ -113,12 +130,9 @@ def stated(model: str, stage: str = "training") -> Mapping[str, Any]:
     from offprint.models.registry import entry
 
     spec = entry(model)
-    if stage == "training":
-        return spec.recipe
-    stages = getattr(spec, "stages", {})
-    if stage not in stages:
-        raise unknown(f"stage of the recipe of {model}", stage, ["training", *stages])
-    return stages[stage]
+    if stage not in spec.recipes and stage != "training":
+        raise unknown(f"stage of the recipe of {model}", stage, ["training", *spec.recipes])
+    return spec.recipes.get(stage, {})
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf")

@@ -15,7 +15,7 @@ Every LayerNorm has eps 1e-6. The classifier normalises after pooling. Parameter
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,11 @@ def _init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def normalised(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm of vectors (B, C), or of every place of a map (B, C, H, W)."""
+    return norm(x) if x.ndim == 2 else norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 class ConvNeXtFrame(Backbone):
     """Everything of ConvNeXt but its blocks: patchify stem, separate downsampling layers, classifier, norms of the dense form.
 
@@ -79,6 +84,7 @@ class ConvNeXtFrame(Backbone):
     """
 
     input_layers = ("downsample_layers.0.0",)
+    blocks_per_layer = 3  # of stage 3, for layer-wise rates: 12 layers in S to XL, 6 in T (appendix A.2)
     optional_state = r"^norm\d\."  # the pyramid's own norms: no classification checkpoint holds them
 
     def frame(
@@ -88,6 +94,7 @@ class ConvNeXtFrame(Backbone):
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
         self.pyramid_channels = list(dims)
         self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
+        self.pyramid_modules = [f"stages.{i}" for i in range(len(dims))]
         self.downsample_layers = nn.ModuleList(
             [nn.Sequential(nn.Conv2d(in_chans, dims[0], 4, 4), LayerNorm2d(dims[0]))]
         )
@@ -108,24 +115,31 @@ class ConvNeXtFrame(Backbone):
             setattr(self, f"norm{i}", LayerNorm2d(self.pyramid_channels[i]))
         return self
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, C, H/32, W/32), before pooling and the final norm."""
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, stage 1, stage 2, every ``blocks_per_layer`` blocks of stage 3, stage 4; downsampling goes with what follows it."""
+        groups = [["downsample_layers.0"]]
+        for i, stage in enumerate(self.stages):
+            parts = [f"stages.{i}.{j}" for j in range(len(stage))]
+            span = self.blocks_per_layer if i == 2 else len(parts)
+            for start in range(0, len(parts), span):
+                groups.append(parts[start : start + span])
+                if i and not start:
+                    groups[-1].insert(0, f"downsample_layers.{i}")
+        return groups
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """The map of every stage."""
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = self.run(stage, downsample(x))
-        return x
+            yield x
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The map of every stage, through its own norm where the model is a feature extractor."""
-        maps = []
-        for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
-            x = self.run(stage, downsample(x))
-            maps.append(getattr(self, f"norm{i}")(x) if hasattr(self, f"norm{i}") else x)
-        return maps
+    def tap(self, x: Tensor, index: int, norm: bool = False) -> Tensor:
+        """A map through its own norm where the model is a feature extractor."""
+        return getattr(self, f"norm{index}")(x) if hasattr(self, f"norm{index}") else x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, then norm, then the classifier."""
-        x = self.norm(x.mean((-2, -1)))
-        return x if pre_logits else self.head(x)
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean over the map, then norm."""
+        return normalised(self.norm, self.pool(x))
 
 
 class ConvNeXt(MaskedTokens, ConvNeXtFrame):
@@ -205,12 +219,16 @@ class ConvNeXt(MaskedTokens, ConvNeXtFrame):
         Args:
             mask: (B, H/4, W/4), 1 for patches to hide (see :class:`~offprint.nn.MaskedTokens`).
         """
+        return self._last(self.walk(x, mask))
+
+    def walk(self, x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """The map of every stage."""
         for i, (downsample, stage) in enumerate(zip(self.downsample_layers, self.stages, strict=True)):
             x = downsample(x)
             if i == 0 and mask is not None:
                 x = self.hide(x.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
             x = self.run(stage, x)
-        return x
+            yield x
 
 
 class ConvNeXtIsotropic(MaskedTokens, Backbone):
@@ -240,7 +258,7 @@ class ConvNeXtIsotropic(MaskedTokens, Backbone):
     ):
         super().__init__()
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dim
-        self.pyramid_channels, self.pyramid_reductions = [dim], [16]
+        self.pyramid_channels, self.pyramid_reductions, self.pyramid_modules = [dim], [16], [f"blocks.{depth - 1}"]
         self.register_parameter("mask_token", None)
         self.stem = nn.Conv2d(in_chans, dim, 16, 16)
         self.blocks = nn.ModuleList(
@@ -262,16 +280,20 @@ class ConvNeXtIsotropic(MaskedTokens, Backbone):
 
     def forward_features(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The map (B, C, H/16, W/16); ``mask`` (B, H/16, W/16) is 1 for patches to hide."""
+        return self._last(self.walk(x, mask))
+
+    def walk(self, x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
+        """The one map."""
         x = self.stem(x)
         if mask is not None:
             x = self.hide(x.permute(0, 2, 3, 1), mask).permute(0, 3, 1, 2)
-        return self.run(self.blocks, x)
+        yield self.run(self.blocks, x)
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The one map, in a list."""
-        return [self.forward_features(x)]
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block."""
+        return [["stem"], *([f"blocks.{i}"] for i in range(len(self.blocks)))]
 
-    forward_head = ConvNeXtFrame.forward_head
+    pooled = ConvNeXtFrame.pooled
 
 
 def _flat(name: str, value: Tensor) -> Tensor:
@@ -279,53 +301,6 @@ def _flat(name: str, value: Tensor) -> Tensor:
     if name.endswith("gamma"):
         return value.flatten()
     return value.flatten(1) if ".pwconv" in name and value.ndim == 4 else value
-
-
-def layer_decay_groups(
-    names: list[str],
-    *,
-    layer_decay: float = 0.8,
-    weight_decay: float = 0.05,
-    depths: tuple[int, ...] = (3, 3, 27, 3),
-    num_layers: int = 12,
-) -> list[dict]:
-    """Layer-wise learning-rate decay for fine-tuning (Sec. 3.2, appendix A.2): one row per parameter name.
-
-    Args:
-        names: parameter names; a name ending in ``.bias``, ``gamma`` or of a norm is not decayed (they are vectors).
-        layer_decay: factor between neighbouring groups.
-        weight_decay: of the matrices.
-        depths: blocks per stage; decides how stage 2 is divided.
-        num_layers: groups between stem and head: 12 (S to XL), or 6 (T in detection).
-
-    Returns:
-        ``[{"name", "layer", "lr_scale", "weight_decay"}, ...]``; ``lr_scale`` is ``layer_decay ** (num_layers + 1 - layer)``.
-    """
-    last = num_layers
-
-    def layer(name: str) -> int:
-        part = name.split(".")
-        if part[0] == "downsample_layers":
-            return {0: 0, 1: 2, 2: 3, 3: last}[int(part[1])]
-        if part[0] == "stages":
-            stage, block = int(part[1]), int(part[2])
-            return {0: 1, 1: 2, 2: 3 + block // 3, 3: last}[stage]
-        return last + 1
-
-    rows = []
-    for name in names:
-        vector = name.endswith((".bias", "gamma")) or ".norm" in f".{name}" or name.startswith("norm")
-        vector = vector or any(name.startswith(f"downsample_layers.{i}.{1 if i == 0 else 0}.") for i in range(4))
-        group = min(layer(name), last + 1)
-        rows.append(
-            {
-                "name": name,
-                "layer": group,
-                "lr_scale": layer_decay ** (last + 1 - group),
-                "weight_decay": 0.0 if vector else weight_decay,
-            }
-        )
-    return rows
 
 
 _SIZES = {
@@ -434,16 +409,45 @@ RECIPE = {  # appendix A.1
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
     "ema_decay": 0.9999,
+    "interpolation": "bicubic",
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
-_DROP_PATH = {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5, "xlarge": 0.5}
+# stages of the authors' TRAINING.md; only what it names a model for is given to that model
+PRETRAINING = {**RECIPE, "epochs": 90, "warmup_epochs": 5, "ema_decay": 0.0, "data": "imagenet-22k"}
+_FINE = {
+    **RECIPE, "lr": 5e-5, "reference_batch": 512, "epochs": 30, "warmup_epochs": 0, "weight_decay": 1e-8, "mixup": 0.0,
+    "cutmix": 0.0, "ema_decay": 0.0, "head_init_scale": 0.001,
+}  # fmt: skip
+FINETUNING = {**_FINE, "layer_decay": 0.8, "start": "pretraining"}
+AT_384 = {"input_size": 384, "crop_pct": 1.0, "crop_mode": "squash"}
+FINETUNING_384 = {**_FINE, **AT_384, "layer_decay": 0.7, "start": "training"}
+_DROP_PATH = {  # by stage and size
+    "training": {"tiny": 0.1, "small": 0.4, "base": 0.5, "large": 0.5, "xlarge": 0.5},
+    "pretraining": {"tiny": 0.0, "small": 0.0, "base": 0.1, "large": 0.1, "xlarge": 0.2},
+    "finetuning": {"base": 0.2, "large": 0.3, "xlarge": 0.4},
+    "finetuning_384": {"base": 0.8, "large": 0.95},  # of the model trained on ImageNet-1K
+    "finetuning_22k_384": {"base": 0.2, "large": 0.3, "xlarge": 0.4},
+}
+_COMMON = {
+    "finetuning": FINETUNING,
+    "finetuning_384": FINETUNING_384,
+    "finetuning_22k_384": {**FINETUNING, **AT_384},
+}
+_STAGES = {
+    stage: {f"convnext_{size}": {**_COMMON.get(stage, {}), "drop_path_rate": rate} for size, rate in rates.items()}
+    for stage, rates in _DROP_PATH.items()
+}
+for _stage in ("finetuning", "finetuning_22k_384"):
+    _STAGES[_stage]["convnext_xlarge"]["ema_decay"] = 0.9999
 register(
     paper="convnext",
     kind="backbone",
     build=ConvNeXt,
     variants=VARIANTS,
     weights=WEIGHTS,
-    recipe=RECIPE,
-    recipes={f"convnext_{size}": {"drop_path_rate": rate} for size, rate in _DROP_PATH.items()},
+    recipes={"training": RECIPE, "pretraining": PRETRAINING},
+    exceptions=_STAGES,
 )
 register(
     paper="convnext",
@@ -455,8 +459,10 @@ register(
         for size, one in (("small", 78.7), ("base", 82.0), ("large", 82.6))
     },
     recipe={**RECIPE, "warmup_epochs": 50},
-    recipes={
-        f"convnext_isotropic_{size}": {"drop_path_rate": rate}
-        for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+    exceptions={
+        "training": {
+            f"convnext_isotropic_{size}": {"drop_path_rate": rate}
+            for size, rate in (("small", 0.1), ("base", 0.2), ("large", 0.5))
+        }
     },
 )

@@ -17,6 +17,8 @@ names are those of the authors' code, which are also timm's, but for the last la
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ from offprint.models.registry import Weights, register
 from offprint.models.released import timm, top
 from offprint.nn import SqueezeExcite, make_divisible
 
+HEAD = 1280  # features of the head, at every width
 KERNEL = 5  # of the horizontal and the vertical convolution of the gate
 
 
@@ -189,7 +192,6 @@ class GhostNetV2(Backbone):
     dialects = (Dialect("authors", ((r"^classifier\.", "head."),)),)
     input_layers = ("conv_stem",)
     minimum = 33
-    head_hidden_size = 1280
     fold_pairs = (("conv_stem", "bn1"),)
 
     def __init__(
@@ -201,7 +203,7 @@ class GhostNetV2(Backbone):
         attention: bool = True,
         layout: tuple[tuple[tuple[int, int, int, bool, int], ...], ...] = LAYOUT,
     ):
-        super().__init__()
+        super().__init__(drop_rate)
         if not width > 0:
             raise OffprintError(f"width={width}; the width factor must be above 0 (the paper's: 1.0, 1.3, 1.6)")
         self.in_chans, self.num_classes = in_chans, num_classes
@@ -222,11 +224,12 @@ class GhostNetV2(Backbone):
                 channels, self.pyramid_channels[-1], self._ends[-1] = out, out, len(stages)
                 count += 1
             stages.append(nn.Sequential(*blocks))
+        self.pyramid_modules = [f"blocks.{i}" for i in self._ends]
         self.num_features = make_divisible(layout[-1][-1][1] * width, 4)
         self.blocks = nn.Sequential(*stages, nn.Sequential(ConvBnAct(channels, self.num_features)))
-        self.conv_head = nn.Conv2d(self.num_features, self.head_hidden_size, 1)
-        self.dropout = nn.Dropout(drop_rate)
-        self.head = nn.Linear(self.head_hidden_size, num_classes) if num_classes else nn.Identity()
+        self.hidden = HEAD
+        self.conv_head = nn.Conv2d(self.num_features, HEAD, 1)
+        self.head = nn.Linear(HEAD, num_classes) if num_classes else nn.Identity()
 
     def as_features(self, out_indices=None) -> GhostNetV2:
         """Maps at strides 2 to 32; the 1x1 convolution before pooling goes with the classifier."""
@@ -236,29 +239,30 @@ class GhostNetV2(Backbone):
         self.optional_state = rf"^blocks\.{last}\."
         return self
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, 960 width, H/32, W/32), before pooling and the head's convolution."""
-        x = self.act1(self.bn1(self.conv_stem(x)))
-        for stage in self.blocks:
-            x = self.run(stage, x)
-        return x
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each bottleneck; the last 1x1 convolution goes with the last of them."""
+        names = [f"blocks.{i}.{j}" for i, stage in enumerate(self.blocks) for j in range(len(stage))]
+        groups = [["conv_stem", "bn1"], *([name] for name in names)]
+        return [*groups[:-2], [*groups[-2], *groups[-1]]] if self.whole else groups
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
         """The last map of each stride: 2, 4, 8, 16, 32."""
         x = self.act1(self.bn1(self.conv_stem(x)))
-        maps = []
         for i, stage in enumerate(self.blocks):
             if i > self._ends[-1]:
                 break
             x = self.run(stage, x)
             if i in self._ends:
-                maps.append(x)
-        return maps
+                yield x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, 1x1 convolution to 1280, ReLU, dropout, classifier."""
-        x = F.relu(self.conv_head(x.mean((2, 3), keepdim=True))).flatten(1)
-        return x if pre_logits else self.head(self.dropout(x))
+    def finish(self, x: Tensor) -> Tensor:
+        """The last 1x1 convolution: (B, 960 width, H/32, W/32)."""
+        return self.run(self.blocks[-1], x)
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean over the map, 1x1 convolution to 1280, ReLU."""
+        x = F.relu(self.conv_head(x.mean((2, 3), keepdim=True) if self.global_pool else x))
+        return x.flatten(1) if self.global_pool else x
 
 
 VARIANTS = {f"ghostnetv2_{round(100 * width)}": {"width": width} for width in (1.0, 1.3, 1.6)}
@@ -281,6 +285,9 @@ RECIPE = {
     "random_erasing": 0.2,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "lr_noise": (0.42, 0.9),
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
 _RELEASE = "https://github.com/huawei-noah/Efficient-AI-Backbones/releases/download/GhostNetV2"
 WEIGHTS = {  # the authors' text states the figure of width 1 only

@@ -19,6 +19,8 @@ The authors published no code. Parameter names are those of timm's ``halonet`` m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -388,6 +390,7 @@ class HaloNet(Backbone):
         self.in_chans, self.num_classes = in_chans, num_classes
         self.pyramid_channels = list(widths)
         self.pyramid_reductions = [4 * 2**i for i in range(stages)]
+        self.pyramid_modules = [f"stages.{i}" for i in range(stages)]
         self.stem = Stem(in_chans, stem_width, tiered_stem, stem_pool, act)
         rates = iter(drop_path_rates(drop_path_rate, sum(map(len, blocks))))
         made, cin = [], stem_width
@@ -411,25 +414,20 @@ class HaloNet(Backbone):
             nn.init.normal_(self.head.weight, std=0.01)
             nn.init.zeros_(self.head.bias)
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, num_features, H/32, W/32), before pooling."""
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block."""
+        return [["stem"], *([f"stages.{i}.{j}"] for i, stage in enumerate(self.stages) for j in range(len(stage)))]
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """The map of every stage: strides 4, 8, 16, 32."""
         x = self.stem(x)
         for stage in self.stages:
             x = self.run(stage, x)
+            yield x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last 1x1 convolution, where there is one."""
         return self.final_conv(x)
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The map of every stage: strides 4, 8, 16, 32."""
-        x, maps = self.stem(x), []
-        for stage in self.stages:
-            x = self.run(stage, x)
-            maps.append(x)
-        return maps
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, then the classifier."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.head(x)
 
 
 # name: block b, halo h, value ratio r_v, output ratio r_b, blocks of the third stage, image side, final width d_f
@@ -479,6 +477,8 @@ RECIPE = {  # approximate
     "auto_augment": "rand-m10-n2",
     "drop_path_rate": 0.2,
     "ema_decay": 0.9999,
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # nothing was released for the paper's own networks
     "halonet26t": {"timm_a1h_in1k": timm("halonet26t.a1h_in1k", 256, 79.106, 94.306, crop=0.95)},

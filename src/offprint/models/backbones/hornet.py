@@ -258,6 +258,8 @@ class HorNet(ConvNeXtFrame):
         )
         self.frame(in_chans, num_classes, dims, made, head_init_scale)
 
+    blocks_per_layer = 2
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample global filters that were stored on another grid (a model for another image size)."""
         own = self.state_dict()
@@ -394,16 +396,6 @@ class HorUPerHead(nn.Module):
         return self.conv_seg(self.dropout(self.fpn_bottleneck(fused)))
 
 
-def layer_decay_group(name: str) -> int:
-    """Group 0 (stem) to 13 (head) of a parameter for fine-tuning; its rate is ``layer_decay ** (13 - group)``."""
-    part = name.split(".")
-    if part[0] == "downsample_layers":
-        return {0: 0, 1: 2, 2: 3, 3: 12}[int(part[1])]
-    if part[0] == "stages":
-        return {0: 1, 1: 2, 2: min(3 + int(part[2]) // 2, 11), 3: 12}[int(part[1])]
-    return 13
-
-
 _DIMS = {"tiny": 64, "small": 96, "base": 128, "large": 192}
 _GF = {"kinds": ("7x7", "7x7", "gf", "gf")}
 _GF384 = {**_GF, "grids": ((96, 49), (48, 25), (24, 13), (12, 7))}
@@ -427,12 +419,17 @@ RECIPE = {
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
     "ema_decay": 0.9999,
+    "interpolation": "bicubic",
+    "scaled_with_batch": ("lr",),
+    "data": "imagenet-1k",
 }
 _DROP_PATH = {"tiny": 0.2, "small": 0.4, "base": 0.5, "large": 0.2}
-_LARGE = {"epochs": 90, "warmup_epochs": 5, "weight_decay": 0.1}  # pre-training on ImageNet-22K
+# pre-training on ImageNet-22K, the only training that the authors gave the large models
+_LARGE = {"epochs": 90, "warmup_epochs": 5, "weight_decay": 0.1, "ema_decay": 0.0, "data": "imagenet-22k"}
 _FINE = {  # at 384, from ImageNet-22K
     "epochs": 30, "warmup_epochs": 0, "lr": 5e-5, "reference_batch": 512, "weight_decay": 1e-8, "mixup": 0.0, "cutmix": 0.0,
-    "clip_grad": 1.0, "drop_path_rate": 0.4,
+    "clip_grad": 1.0, "drop_path_rate": 0.4, "layer_decay": 0.7, "input_size": 384, "crop_pct": 1.0, "crop_mode": "squash",
+    "start": "pretraining",
 }  # fmt: skip
 # the authors' shares, their top-1, mmpretrain's copies with its top-1 and top-5
 _RELEASED: dict[str, tuple] = {
@@ -466,6 +463,16 @@ WEIGHTS = {
     for kind, (share, one, *copy) in _RELEASED.items()
 } | {f"hornet_{kind}": {"in22k": _authors(share, num_classes=0)} for kind, share in _IN22K.items()}
 _AUGMENT = {"small_gf": "rand-m12-mstd0.5-inc1", "base_gf": "rand-m15-mstd0.5-inc1"}
+_TRAINING = {
+    f"hornet_{size}_{kind}": {
+        "drop_path_rate": rate,
+        "clip_grad": 1.0 if kind == "gf" else 100.0 if size == "tiny" else 5.0,
+        **({"auto_augment": _AUGMENT[f"{size}_{kind}"]} if f"{size}_{kind}" in _AUGMENT else {}),
+        **(_LARGE if size == "large" else {}),
+    }
+    for size, rate in _DROP_PATH.items()
+    for kind in ("7x7", "gf")
+}
 register(
     paper="hornet",
     kind="backbone",
@@ -474,15 +481,9 @@ register(
     weights=WEIGHTS,
     input_sizes={name: (3, 384, 384) for name in VARIANTS if name.endswith("img384")},
     recipe=RECIPE,
-    recipes={
-        f"hornet_{size}_{kind}": {
-            "drop_path_rate": rate,
-            "clip_grad": 1.0 if kind == "gf" else 100.0 if size == "tiny" else 5.0,
-            **({"auto_augment": _AUGMENT[f"{size}_{kind}"]} if f"{size}_{kind}" in _AUGMENT else {}),
-            **(_LARGE if size == "large" else {}),
-        }
-        for size, rate in _DROP_PATH.items()
-        for kind in ("7x7", "gf")
-    }
-    | {f"hornet_{size}_gf_img384": _FINE for size in ("base", "large")},
+    exceptions={
+        "training": _TRAINING | {f"hornet_{size}_gf_img384": _FINE for size in ("base", "large")},
+        "pretraining": {name: {**RECIPE, **_TRAINING[name]} for name in ("hornet_large_7x7", "hornet_large_gf")},
+        "finetuning": {name: {**RECIPE, **_FINE} for name in ("hornet_large_7x7", "hornet_large_gf_img384")},
+    },
 )

@@ -16,6 +16,7 @@ form costs parameters (``b``: a few) or multiply-adds. Parameter names are those
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,7 @@ class Bottleneck(Block):
         return self.bn3(self.conv3(y))
 
 
+STAGE_NAMES = ("layer1", "layer2", "layer3", "layer4")
 BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
@@ -190,27 +192,24 @@ class ResNet(Backbone):
                 channels = planes * build.expansion
             setattr(self, f"layer{i + 1}", nn.Sequential(*blocks))
             self.pyramid_channels.append(channels)
+        self.pyramid_modules = ["bn1", *STAGE_NAMES]
         self.num_features = channels
         self.fc = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         self.apply(_init)
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block."""
+        stages = [(name, getattr(self, name)) for name in STAGE_NAMES if hasattr(self, name)]
+        return [["conv1", "bn1"], *([f"{name}.{i}"] for name, stage in stages for i in range(len(stage)))]
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
         """The stem's map at stride 2, and that of each stage."""
-        maps = [F.relu(self.bn1(self.conv1(x)), inplace=True)]
-        x = self.maxpool(maps[0])
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = self.run(stage, x)
-            maps.append(x)
-        return maps
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, C, H/32, W/32)."""
-        return self.forward_pyramid(x)[-1]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, classifier."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.fc(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        yield x
+        x = self.maxpool(x)
+        for name in STAGE_NAMES[: len(self.pyramid_channels) - 1]:
+            x = self.run(getattr(self, name), x)
+            yield x
 
 
 class DenseLayer(nn.Module):
@@ -294,31 +293,35 @@ class DenseNet(Backbone):
                 )
                 channels //= 2
         parts["norm5"] = nn.BatchNorm2d(channels)
+        self.pyramid_modules = ["features.relu0", *(f"features.denseblock{i}" for i in (1, 2, 3)), "features.norm5"]
         self.features = nn.Sequential(parts)
         self.num_features = channels
         self.head = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
 
-    def _walk(self, x: Tensor) -> list[Tensor]:
-        maps = []
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each layer; a transition and the last norm go with the layer before them."""
+        groups = [[]]
+        for name, part in self.features.named_children():
+            if name.startswith("denseblock"):
+                groups += [[f"features.{name}.{layer}"] for layer, _ in part.named_children()]
+            else:
+                groups[-1].append(f"features.{name}")
+        return groups
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """The stem's map and those of the four blocks, the last normalised and not yet rectified."""
         for name, part in self.features.named_children():
             x = self.run(part, x) if name.startswith("denseblock") else part(x)
-            if name.startswith("denseblock") or name in ("relu0", "norm5"):
-                maps.append(x)
-        return maps
+            if f"features.{name}" in self.pyramid_modules:
+                yield x
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, C, H/32, W/32), after the last norm and before its ReLU."""
-        return self._walk(x)[-1]
+    def tap(self, x: Tensor, index: int, norm: bool = False) -> Tensor:
+        """A map; the last one rectified."""
+        return F.relu(x) if index == 4 else x
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The stem's map and those of the four blocks, the last normalised and rectified."""
-        maps = self._walk(x)
-        return [*maps[:-2], F.relu(maps[-1])]
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """ReLU, mean over the map, classifier."""
-        x = F.relu(x).mean((2, 3))
-        return x if pre_logits else self.head(x)
+    def pooled(self, x: Tensor) -> Tensor:
+        """ReLU, mean over the map."""
+        return self.pool(F.relu(x))
 
 
 _DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -349,6 +352,7 @@ RECIPE = {
     "decay_rate": 0.1,
     "decay_epochs": 30,
     "warmup_epochs": 0,
+    "data": "imagenet-1k",
 }
 # the authors' files, and the errors (top-1, top-5, %) that their table states beside them; none for variant b
 _RELEASED: dict[str, tuple[float, ...]] = {

@@ -18,6 +18,7 @@ has another stem, more blocks and one more layer than the paper's (``inception_r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import torch
@@ -170,13 +171,14 @@ class _Inception(Backbone):
     _steps: tuple[str, ...]
     _taps: tuple[str, ...]  # steps that end a stride
     _aux_at: str
+    _stem: int  # steps before the first block
 
-    def _start(self, in_chans: int, num_classes: int, drop_rate: float) -> None:
+    def _start(self, in_chans: int, num_classes: int) -> None:
         self.in_chans, self.num_classes = in_chans, num_classes
         self.pyramid_reductions = [2, 4, 8, 16, 32]
-        self.dropout = nn.Dropout(drop_rate)
 
     def _finish(self, aux: bool, align_feature_maps: bool, channels: int) -> None:
+        self.pyramid_modules = list(self._taps)
         if aux and not self.num_classes:
             raise OffprintError("aux=True adds a side classifier and needs num_classes above 0")
         self.aux = Auxiliary(channels, self.num_classes) if aux else None
@@ -195,13 +197,16 @@ class _Inception(Backbone):
     def as_features(self, out_indices=None):
         """Maps at strides 2 to 32, aligned with the image (see :meth:`align_feature_maps`)."""
         self.align_feature_maps()
-        super().as_features(out_indices)
-        self.aux = None
-        return self
+        return super().as_features(out_indices)
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def _behead(self) -> None:
+        super()._behead()
+        self.aux = None
+        self._steps = self._steps[: self._steps.index(self.pyramid_modules[-1]) + 1]
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, and the side classifier's last layer with it."""
-        super().reset_classifier(num_classes)
+        super().reset_classifier(num_classes, global_pool)
         if self.aux is not None:
             new = nn.Linear(768, num_classes) if num_classes else None
             self.aux = None if new is None else self.aux
@@ -212,11 +217,10 @@ class _Inception(Backbone):
         module = self.get_submodule(name)
         return self.run(module, x) if isinstance(module, nn.Sequential) else self.run((module,), x)
 
-    def forward(self, x: Tensor):
+    def _forward(self, x: Tensor):
         """Logits (B, num_classes), or maps; in training with ``aux`` the logits and the side classifier's."""
         if self.aux is None or not self.training:
-            return super().forward(x)
-        self.check_input(x)
+            return super()._forward(x)
         side = None
         for name in self._steps:
             x = self._step(name, x)
@@ -224,25 +228,25 @@ class _Inception(Backbone):
                 side = self.aux(x)
         return self.forward_head(x), side
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map before pooling; (B, C, 8, 8) for images of 299 pixels."""
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block or reduction; the layer behind the last block goes with it."""
+        groups: list[list[str]] = [[]]
+        for name in self._steps:
+            module = self.get_submodule(name)
+            if name.startswith("repeat"):
+                groups += [[f"{name}.{i}"] for i in range(len(module))]
+            elif name == "conv2d_7b" or self._steps.index(name) < self._stem:
+                groups[-1].append(name)
+            else:
+                groups.append([name])
+        return groups
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """The last map of each stride, finest first; the last is (B, C, 8, 8) for images of 299 pixels."""
         for name in self._steps:
             x = self._step(name, x)
-        return x
-
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The last map of each stride, finest first."""
-        maps = []
-        for name in self._steps:
-            x = self._step(name, x)
-            if name in self._taps:
-                maps.append(x)
-        return maps
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, dropout, classifier."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.last_linear(self.dropout(x))
+            if name in self.pyramid_modules:
+                yield x
 
 
 @cache
@@ -317,8 +321,8 @@ class InceptionV4(_Inception):
         aux: bool = False,
         align_feature_maps: bool = False,
     ):
-        super().__init__()
-        self._start(in_chans, num_classes, drop_rate)
+        super().__init__(drop_rate)
+        self._start(in_chans, num_classes)
         a, b, c = depths
         layers = _stem_v4(in_chans)
         layers += [Mixed(384, V4_A) for _ in range(a)] + [Mixed(384, V4_REDUCTION_A)]
@@ -328,6 +332,7 @@ class InceptionV4(_Inception):
         self._steps = tuple(f"features.{i}" for i in range(len(layers)))
         ends = (2, 4, 5 + a, 6 + a + b, len(layers) - 1)
         self._taps, self._aux_at = tuple(f"features.{i}" for i in ends), f"features.{6 + a + b}"
+        self._stem = len(STEM_V4)
         self.pyramid_channels = [64, 192, 384, 1024, 1536]
         self.num_features = 1536
         self.last_linear = nn.Linear(1536, num_classes) if num_classes else nn.Identity()
@@ -429,14 +434,14 @@ class InceptionResNet(_Inception):
         aux: bool = False,
         align_feature_maps: bool = False,
     ):
-        super().__init__()
+        super().__init__(drop_rate)
         if form not in FORMS:
             raise unknown("form of Inception-ResNet", form, FORMS)
         if len(scales) != 3 or not all(0 < s <= 1 for s in scales):
             raise OffprintError(
                 f"scales={scales}; give three factors above 0 and up to 1 (the paper's lie from 0.1 to 0.3)"
             )
-        self._start(in_chans, num_classes, drop_rate)
+        self._start(in_chans, num_classes)
         stem, blocks, reductions, last_block, last_layer = FORMS[form]
         steps, channels = [], in_chans
         if stem == "v4":
@@ -455,6 +460,7 @@ class InceptionResNet(_Inception):
                 setattr(self, name, module)
                 steps.append(name)
             early, widths = ["conv2d_2b", "conv2d_4a"], [64, 192]
+        self._stem = len(steps)
         ends = []
         for i, (branches, depth, scale) in enumerate(zip(blocks, depths, scales, strict=True)):
             if i:
@@ -477,7 +483,8 @@ class InceptionResNet(_Inception):
             steps.append("conv2d_7b")
         widths[-1], ends[-1] = channels, steps[-1]
         self._steps, self._taps, self._aux_at = tuple(steps), (*early, *ends), "repeat_2"
-        self.pyramid_channels, self.num_features, self.embedding = widths, channels, embedding
+        self.pyramid_channels, self.num_features = widths, channels
+        self.embedding = self.hidden = embedding
         if embedding:
             self.classifier = "logits"
             self.last_linear = nn.Linear(channels, embedding, bias=False)
@@ -487,16 +494,11 @@ class InceptionResNet(_Inception):
             self.last_linear = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         self._finish(aux, align_feature_maps, widths[3])
 
-    @property
-    def head_hidden_size(self) -> int:
-        """Width before the classifier."""
-        return self.embedding or self.num_features
-
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Mean over the map, dropout, classifier; facenet's: embedding, normalised to unit length or classified."""
-        if not self.embedding:
+        if not (self.embedding and self.whole and self.global_pool):
             return super().forward_head(x, pre_logits)
-        x = self.last_bn(self.last_linear(self.dropout(x.mean((2, 3)))))
+        x = self.last_bn(self.last_linear(F.dropout(self.pool(x), self.drop_rate, self.training)))
         return self.logits(x) if self.num_classes and not pre_logits else F.normalize(x)
 
 
@@ -523,6 +525,8 @@ RECIPE = {  # Sec. 4: 20 replicas; the rate is one replica's
     "label_smoothing": 0.1,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "aux_weight": 0.4,
+    "data": "imagenet-1k",
 }
 _PREPROCESSING = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bicubic"}
 _BACKGROUND = {"num_classes": 1001, "class_map": "background-first"}
@@ -577,5 +581,7 @@ for _build, _variants, _crop in ((InceptionV4, {"inception_v4": {}}, 0.875), (In
         preprocessing={**_PREPROCESSING, "crop_pct": _crop},
         weights={name: released for name, released in WEIGHTS.items() if name in _variants},
         recipe=RECIPE,
-        recipes={"inception_resnet_v1_facenet": {"drop_rate": 0.6}},
+        exceptions={"training": {"inception_resnet_v1_facenet": {"drop_rate": 0.6, "aux_weight": None, "data": ""}}}
+        if "inception_resnet_v1_facenet" in _variants
+        else None,
     )

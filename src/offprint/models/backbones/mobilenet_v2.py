@@ -17,6 +17,8 @@ the last layer (``head``, there ``classifier.1``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -209,7 +211,7 @@ class MobileNetV2(Backbone):
         eps: float = 1e-5,
         same_padding: bool = False,
     ):
-        super().__init__()
+        super().__init__(drop_rate)
         if not width > 0:
             raise OffprintError(f"width={width}; the width multiplier must be above 0 (the paper's: 0.35 to 1.4)")
         if output_stride not in (8, 16, 32):
@@ -239,7 +241,7 @@ class MobileNetV2(Backbone):
                 channels = out
         self.num_features = make_divisible(1280 * max(1.0, width))
         self.features = nn.Sequential(*layers, ConvNormAct(channels, self.num_features, eps=eps))
-        self.dropout = nn.Dropout(drop_rate)
+        self.pyramid_modules = [f"features.{i}" for i in self._ends]
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         self.apply(_init)
 
@@ -268,23 +270,23 @@ class MobileNetV2(Backbone):
             self.spec["kwargs"] |= {"eps": 1e-3, "same_padding": True}
         return state
 
-    def forward_features(self, x: Tensor) -> Tensor:
-        """The last map (B, 1280, H/32, W/32), before pooling."""
-        return self.run(self.features, x)
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block; the last 1x1 convolution goes with the last of them."""
+        groups = [[f"features.{i}"] for i in range(len(self.features))]
+        return [*groups[:-2], [*groups[-2], *groups[-1]]] if self.whole else groups
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
         """The last map of each stride, finest first; all are linear bottlenecks."""
-        maps = []
-        for i, block in enumerate(self.features[: self._ends[-1] + 1]):
+        for i, block in enumerate(self.features):
+            if i > self._ends[-1]:
+                break
             x = self.run((block,), x)
             if i in self._ends:
-                maps.append(x)
-        return maps
+                yield x
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, dropout, classifier."""
-        x = x.mean((2, 3))
-        return x if pre_logits else self.head(self.dropout(x))
+    def finish(self, x: Tensor) -> Tensor:
+        """The last 1x1 convolution: (B, 1280, H/32, W/32)."""
+        return self.run((self.features[-1],), x)
 
 
 def _init(module: nn.Module) -> None:
@@ -312,6 +314,7 @@ RECIPE = {  # Sec. 6.1: 16 asynchronous workers of 96 images; here 0.045 belongs
     "label_smoothing": 0.1,
     "drop_rate": 0.2,
     "ema_decay": 0.9999,
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # the authors' own are TensorFlow's; these are trained anew
     "mobilenetv2_050": {"timm_lamb_in1k": timm("mobilenetv2_050.lamb_in1k", 224, 65.950, 86.088)},

@@ -17,7 +17,7 @@ Paddings are TensorFlow's SAME and averages leave the padding out, as in the aut
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -413,7 +413,7 @@ class NASNet(Backbone):
         aux_size: int = 6,
         bn_momentum: float = 3e-4,
     ):
-        super().__init__()
+        super().__init__(drop_rate)
         self.genotype = Genotype.of(genotype)
         for name, value, least in (("num_cells", num_cells, 1), ("filters", filters, 4 if imagenet else 1)):
             if value < least:
@@ -463,11 +463,11 @@ class NASNet(Backbone):
         taps = [f"cell_{(i + 1) * num_cells - 1}" for i in range(3)]
         self._taps = tuple((["conv0", "cell_stem_0"] if imagenet else []) + taps)
         self._aux_at = f"cell_{positions[1] - 1}"
+        self.pyramid_modules = list(self._taps)
         self.pyramid_channels = [made[name][0] for name in self._taps]
         self.pyramid_reductions = [made[name][1] for name in self._taps]
         self.num_features = self.pyramid_channels[-1]
         self.aux = Auxiliary(made[self._aux_at][0], num_classes, norm, aux_size) if aux else None
-        self.dropout = nn.Dropout(drop_rate)
         self.last_linear = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -502,58 +502,57 @@ class NASNet(Backbone):
         self.drop_path_step += 1
         return done.clamp(max=1)
 
-    def _walk(self, x: Tensor, names: tuple[str, ...]) -> list[Tensor]:
-        """Outputs of the named steps (in their order), before any ReLU. Each output is rectified once for all who read it."""
-        progress, found = self._progress(x.dtype), []
+    def walk(self, x: Tensor, names: tuple[str, ...] = ()) -> Iterator[Tensor]:
+        """The last map of each stride, or the outputs of the named steps (in their order), before any ReLU.
+
+        Each output is rectified once for all who read it.
+        """
+        progress, names = self._progress(x.dtype), names or tuple(self.pyramid_modules)
 
         def rectify(name: str, y: Tensor) -> tuple[Tensor | None, Tensor]:
-            if name in names:
-                found.append(y)
             wanted = name in names or name in self.keeps_raw
             return (y, F.relu(y)) if wanted else (None, F.relu(y, inplace=True))
 
-        now = before = rectify("conv0", self.conv0(x))
+        y = self.conv0(x)
+        if "conv0" in names:
+            yield y
+        now = before = rectify("conv0", y)
         for name in self.steps:
-            if len(found) == len(names):
-                break
             cell = getattr(self, name)
             y = self.run((cell,), now[1], before[0] if cell.raw_prev else before[1], progress)
+            if name in names:
+                yield y
             if name == names[-1]:
-                found.append(y)
-                break
+                return
             before, now = self._previous(name, before, now), rectify(name, y)
-        return found
 
-    def forward(self, x: Tensor):
+    def _forward(self, x: Tensor):
         """Logits (B, num_classes), or maps; in training with ``aux`` the logits and the side classifier's."""
         if self.aux is None or not self.training:
-            return super().forward(x)
-        self.check_input(x)
-        middle, last = self._walk(x, (self._aux_at, self.steps[-1]))
+            return super()._forward(x)
+        middle, last = self.walk(x, (self._aux_at, self.steps[-1]))
         return self.forward_head(last), self.aux(middle)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """The last map, before its ReLU: (B, C, H/32, W/32), in the CIFAR form (B, C, H/4, W/4)."""
-        return self._walk(x, self.steps[-1:])[0]
+        return next(self.walk(x, tuple(self.pyramid_modules[-1:])))
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The last map of each stride, before its ReLU, finest first."""
-        return self._walk(x, self._taps)
+    def depth_groups(self) -> list[list[str]]:
+        """First convolution, and each cell."""
+        return [["conv0"], *([name] for name in self.steps)]
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """ReLU, mean over the map, dropout, classifier."""
-        x = F.relu(x).mean((2, 3))
-        return x if pre_logits else self.last_linear(self.dropout(x))
+    def pooled(self, x: Tensor) -> Tensor:
+        """ReLU, mean over the map."""
+        return self.pool(F.relu(x))
 
-    def as_features(self, out_indices=None):
-        """Maps instead of logits; the side classifier goes too."""
-        super().as_features(out_indices)
+    def _behead(self) -> None:
+        super()._behead()
         self.aux = None
-        return self
+        self.steps = tuple(name for name in self.steps if hasattr(self, name))
 
-    def reset_classifier(self, num_classes: int) -> None:
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Replace the classifier, and the side classifier's last layer with it."""
-        super().reset_classifier(num_classes)
+        super().reset_classifier(num_classes, global_pool)
         if self.aux is not None and num_classes:
             self.aux.fc = nn.Linear(768, num_classes).to(next(self.parameters()))
         elif not num_classes:
@@ -598,6 +597,8 @@ _IMAGENET = {  # the README's training commands; the rate is one replica's
     "drop_rate": 0.5,
     "drop_path_rate": 0.3,
     "ema_decay": 0.9999,
+    "aux_weight": 0.4,
+    "data": "imagenet-1k",
 }
 WEIGHTS = {  # the authors' own are TensorFlow's
     "nasnet_a_large": {
@@ -619,13 +620,15 @@ register(
     input_sizes={"nasnet_a_mobile": (3, 224, 224), "nasnet_a_large": (3, 331, 331)},
     preprocessing={**_HALF, "crop_pct": 0.875},
     recipe=_IMAGENET,
-    recipes={
-        "nasnet_a_mobile": {
-            "lr": 0.04,
-            "reference_batch": 32,
-            "batch_size": 32,
-            "weight_decay": 4e-5,
-            "drop_path_rate": 0.0,
+    exceptions={
+        "training": {
+            "nasnet_a_mobile": {
+                "lr": 0.04,
+                "reference_batch": 32,
+                "batch_size": 32,
+                "weight_decay": 4e-5,
+                "drop_path_rate": 0.0,
+            }
         }
     },
 )
@@ -650,5 +653,7 @@ register(
         "crop_scale": (0.7, 1.0),
         "random_erasing": 0.25,
         "input_size": 32,
+        "aux_weight": 0.4,
+        "data": "cifar-10",
     },
 )  # random erasing stands in for cutout, a random crop for the padded one

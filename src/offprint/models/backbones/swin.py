@@ -16,6 +16,7 @@ Every LayerNorm has eps 1e-5; the classifier normalises before pooling. Paramete
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -281,8 +282,9 @@ class SwinTransformer(MaskedTokens, Backbone):
         self._check(height, width, patch_size, dims, depths, num_heads, window_size)
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
         self.patch_size, self.window_size, self.dense = patch_size, window_size, False
-        self.pyramid_channels = dims
+        self.pyramid_channels = list(dims)
         self.pyramid_reductions = [patch_size * 2**i for i in range(len(depths))]
+        self.pyramid_modules = [f"layers.{i}.blocks.{depth - 1}" for i, depth in enumerate(depths)]
         self.grid = (height // patch_size, width // patch_size)
         self.register_parameter("mask_token", None)
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size, patch_norm)
@@ -363,7 +365,16 @@ class SwinTransformer(MaskedTokens, Backbone):
             x = x + positions.view(1, *sides, -1)
         return x
 
-    def stages(self, x: Tensor, mask: Tensor | None = None):
+    def depth_groups(self) -> list[list[str]]:
+        """Patch embedding and mask token, then each block; a merging goes with the block before it (SimMIM's fine-tuning)."""
+        groups = [["patch_embed", "mask_token"]]
+        for i, stage in enumerate(self.layers):
+            groups += [[f"layers.{i}.blocks.{j}"] for j in range(len(stage.blocks))]
+            if hasattr(stage, "downsample"):
+                groups[-1].append(f"layers.{i}.downsample")
+        return groups
+
+    def walk(self, x: Tensor, mask: Tensor | None = None) -> Iterator[Tensor]:
         """The tokens (B, H, W, C) at the end of each stage, before merging."""
         x = self.embed(x, mask)
         for stage in self.layers:
@@ -380,18 +391,18 @@ class SwinTransformer(MaskedTokens, Backbone):
         Args:
             mask: (B, H/4, W/4), 1 for patches to hide (see :class:`~offprint.nn.MaskedTokens`).
         """
-        *_, last = self.stages(x, mask)
-        return self.norm(last).permute(0, 3, 1, 2)
+        return self._last(self.walk(x, mask))
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
-        """The map of every stage, through its own norm where the model is a feature extractor."""
-        maps = [y.permute(0, 3, 1, 2) for y in self.stages(x)]
-        return [getattr(self, f"norm{i}")(m) if hasattr(self, f"norm{i}") else m for i, m in enumerate(maps)]
+    def finish(self, x: Tensor) -> Tensor:
+        """The last norm."""
+        return self.norm(x).permute(0, 3, 1, 2)
 
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Mean over the map, then the classifier."""
-        x = x.mean((-2, -1))
-        return x if pre_logits else self.head(x)
+    def tap(self, x: Tensor, index: int, norm: bool = False) -> Tensor:
+        """A map (B, C, H, W), through its own norm where the model is a feature extractor."""
+        if norm and self.whole and index == len(self.pyramid_channels) - 1:
+            return self.finish(x)
+        x = x.permute(0, 3, 1, 2)
+        return getattr(self, f"norm{index}")(x) if hasattr(self, f"norm{index}") else x
 
 
 class SwinMLP(SwinTransformer):
@@ -406,46 +417,6 @@ class SwinMLP(SwinTransformer):
 
     def block(self, stage: int, dim: int, window: int, heads: int, drop_path: float) -> Block:
         return MLPBlock(dim, SpatialMLP(dim, window, heads), drop_path)
-
-
-def layer_decay_groups(
-    names: list[str],
-    depths: tuple[int, ...],
-    *,
-    layer_decay: float = 0.8,
-    weight_decay: float = 0.05,
-) -> list[dict]:
-    """Layer-wise learning rates of SimMIM fine-tuning, for both Swin versions: one row per parameter name.
-
-    Args:
-        names: parameter names.
-        depths: blocks per stage; N is their sum.
-        layer_decay: factor between neighbouring layers.
-        weight_decay: of all but vectors, tables, positions, temperatures and the bias network.
-
-    Returns:
-        ``[{"name", "layer", "lr_scale", "weight_decay"}, ...]``. Patch embedding and mask token are layer 0, block k (from 0,
-        over all stages) is k + 1, a merging the number of blocks before it, the rest N + 1; ``lr_scale`` is
-        ``layer_decay ** (N + 1 - layer)``.
-    """
-    import re
-
-    last = sum(depths) + 1
-    free = re.compile(
-        r"cpb_mlp|logit_scale|relative_position_bias_table|absolute_pos_embed|mask_token|(_|\.)bias$|norm"
-    )
-    rows = []
-    for name in names:
-        part = name.split(".")
-        layer = last
-        if part[0] in ("mask_token", "patch_embed"):
-            layer = 0
-        elif part[0] == "layers":
-            before = sum(depths[: int(part[1])])
-            layer = before + int(part[3]) + 1 if part[2] == "blocks" else before + depths[int(part[1])]
-        decay = 0.0 if free.search(name) else weight_decay
-        rows.append({"name": name, "layer": layer, "lr_scale": layer_decay ** (last - layer), "weight_decay": decay})
-    return rows
 
 
 SIZES = {
@@ -485,8 +456,30 @@ RECIPE = {  # appendix A2.1
     "cutmix": 1.0,
     "random_erasing": 0.25,
     "label_smoothing": 0.1,
+    "interpolation": "bicubic",
+    "data": "imagenet-1k",
 }
 DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5, "large": 0.2}
+# the other stages, of the authors' configurations; all three rates follow the batch, and are stated for 512 images
+PRETRAINING = {
+    **RECIPE, "lr": 1.25e-4, "warmup_lr": 1.25e-7, "min_lr": 1.25e-6, "epochs": 90, "warmup_epochs": 5,
+    "drop_path_rate": 0.2, "data": "imagenet-22k",
+}  # fmt: skip
+FINETUNING = {
+    **RECIPE, "lr": 2e-5, "warmup_lr": 2e-8, "min_lr": 2e-7, "epochs": 30, "warmup_epochs": 5, "weight_decay": 1e-8,
+    "drop_path_rate": 0.2, "start": "pretraining",
+}  # fmt: skip
+AT_384 = {"input_size": 384, "crop_pct": 1.0, "crop_mode": "squash"}
+SIMMIM = {  # pre-training on masked images; the rate falls to a tenth after seven eighths of the epochs
+    "optimizer": "adamw", "lr": 1e-4, "reference_batch": 512, "weight_decay": 0.05, "epochs": 800, "batch_size": 128,
+    "schedule": "step", "decay_rate": 0.1, "warmup_epochs": 10, "warmup_lr": 5e-7, "clip_grad": 5.0,
+    "crop_scale": (0.67, 1.0), "drop_path_rate": 0.0, "interpolation": "bicubic", "data": "imagenet-1k",
+}  # fmt: skip
+SIMMIM_AS_STATED = {"decay_epochs": 700, "input_size": 192}  # of 800 epochs
+SIMMIM_FINETUNING = {
+    **RECIPE, "lr": 1.25e-3, "warmup_lr": 2.5e-7, "min_lr": 2.5e-7, "epochs": 100, "warmup_epochs": 20, "layer_decay": 0.8,
+    "drop_path_rate": 0.1, "input_size": 224, "start": "simmim",
+}  # fmt: skip
 
 
 def input_sizes(variants: dict[str, dict]) -> dict[str, tuple[int, ...]]:
@@ -568,7 +561,24 @@ MLP_WEIGHTS = with_short_names(
     {n + end: {"in1k": released(n + end, "v1.0.5", int(end[-3:]), *row)} for n, (end, *row) in _MLP_FIGURES.items()},
     {name: name + end for name, (end, *_) in _MLP_FIGURES.items()},
 )
-register(paper="swin", kind="backbone", build=SwinTransformer, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
-         weights=WEIGHTS, recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
+_AT_224 = {f"swin_{size}{end}": size for size in SIZES for end in ("", "_patch4_window7_224")}
+_LARGER = {f"swin_{size}_patch4_window12_384": size for size in ("base", "large")}
+register(
+    paper="swin", kind="backbone", build=SwinTransformer, variants=VARIANTS, input_sizes=input_sizes(VARIANTS), weights=WEIGHTS,
+    recipe=RECIPE, exceptions={
+        "training": drop_paths(VARIANTS),
+        "pretraining": {n: {**PRETRAINING, **({"drop_path_rate": 0.1} if s == "tiny" else {})} for n, s in _AT_224.items()},
+        "finetuning": {n: {**FINETUNING, **({"drop_path_rate": 0.1} if s == "tiny" else {})} for n, s in _AT_224.items()}
+        | {name: {**FINETUNING, **AT_384} for name in _LARGER},
+        "finetuning_384": {
+            "swin_base_patch4_window12_384": {**FINETUNING, **AT_384, "drop_path_rate": 0.5, "start": "training"}
+        },
+        "simmim": {n: {**SIMMIM, **SIMMIM_AS_STATED} for n, s in _AT_224.items() if s in ("base", "large")},
+        "simmim_finetuning": {
+            n: {**SIMMIM_FINETUNING, **({"layer_decay": 0.7, "drop_path_rate": 0.2} if s == "large" else {})}
+            for n, s in _AT_224.items() if s in ("base", "large")
+        },
+    },
+)  # fmt: skip
 register(paper="swin", kind="backbone", build=SwinMLP, variants=MLPS, input_sizes=input_sizes(MLPS),
-         weights=MLP_WEIGHTS, recipe=RECIPE, recipes=drop_paths(MLPS))  # fmt: skip
+         weights=MLP_WEIGHTS, recipe=RECIPE, exceptions={"training": drop_paths(MLPS)})  # fmt: skip

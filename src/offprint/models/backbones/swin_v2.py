@@ -31,9 +31,15 @@ from torch import Tensor, nn
 
 from offprint.errors import OffprintError
 from offprint.models.backbones.swin import (
+    AT_384,
     BUFFERS,
+    FINETUNING,
     IN22K,
+    PRETRAINING,
     RECIPE,
+    SIMMIM,
+    SIMMIM_AS_STATED,
+    SIMMIM_FINETUNING,
     SIZES,
     TIMM,
     TORCHVISION,
@@ -432,21 +438,22 @@ WEIGHTS = with_short_names(
     {f"swinv2_{size}": f"swinv2_{size}_patch4_window8_256" for size in ("tiny", "small", "base")}
     | {"swinv2_large": "swinv2_large_patch4_window12_192_22k"},
 )
-register(paper="swin-v2", kind="backbone", build=SwinTransformerV2, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
-         weights=WEIGHTS, recipe=RECIPE, recipes=drop_paths(VARIANTS))  # fmt: skip
-# SimMIM's recipe for SwinV2; the rate falls to a tenth after seven eighths of the epochs
-SIMMIM_RECIPE = {
-    "optimizer": "adamw",
-    "lr": 1e-4,
-    "reference_batch": 512,
-    "weight_decay": 0.05,
-    "epochs": 800,
-    "batch_size": 128,
-    "schedule": "step",
-    "decay_rate": 0.1,
-    "warmup_epochs": 10,
-    "warmup_lr": 5e-7,
-    "clip_grad": 5.0,
-    "crop_scale": (0.67, 1.0),
-    "drop_path_rate": 0.1,
-}
+_FROM_192 = {name: row for name, row in VARIANTS.items() if "12to16" in name or "12to24" in name}
+_AT_192 = [name for name in VARIANTS if name.endswith(("window12_192_22k", "swinv2_large"))]
+_SIMMIM_192 = [name for name in VARIANTS if name.endswith("window12_192")]
+SIMMIM_RECIPE = {**SIMMIM, "drop_path_rate": 0.1}
+register(
+    paper="swin-v2", kind="backbone", build=SwinTransformerV2, variants=VARIANTS, input_sizes=input_sizes(VARIANTS),
+    weights=WEIGHTS, recipe=RECIPE, exceptions={
+        "training": drop_paths(VARIANTS),
+        "pretraining": {name: {**PRETRAINING, "weight_decay": 0.1, "input_size": 192} for name in _AT_192},
+        "finetuning": {
+            name: {**FINETUNING, "input_size": row["img_size"], **(AT_384 if row["img_size"] == 384 else {})}
+            for name, row in _FROM_192.items()
+        },
+        "simmim": {name: {**SIMMIM_RECIPE, **SIMMIM_AS_STATED} for name in _SIMMIM_192},
+        "simmim_finetuning": {
+            name: {**SIMMIM_FINETUNING, "layer_decay": 0.75} for name in VARIANTS if "12to14" in name
+        },
+    },
+)  # fmt: skip

@@ -14,6 +14,7 @@ The scores are independent (sigmoid); class 0 is the background.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 
 import torch
@@ -70,19 +71,21 @@ class SSDEncoder(MobileNetV2):
         block = self.features[self._strided[-1]]
         self.pyramid_channels = [block.conv[0][0].out_channels, self.num_features]
         self.pyramid_reductions = [16, 32]
-        self.out_indices, self.num_classes = (0, 1), 0
-        del self.head
+        self.pyramid_modules = [f"features.{self._strided[-1]}", f"features.{len(self.features) - 1}"]
+        self.out_indices = (0, 1)
+        self._behead()
         return self
 
-    def forward_pyramid(self, x: Tensor) -> list[Tensor]:
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
         tap = self._strided[-1]
         x = self.run(self.features[:tap], x)
         expand, *rest = self.features[tap].conv  # its stride is above 1, so nothing is added
         wide = expand(x)
+        yield wide
         x = wide
         for layer in rest:
             x = layer(x)
-        return [wide, self.run(self.features[tap + 1 :], x)]
+        yield self.run(self.features[tap + 1 :], x)
 
 
 def _predictor(channels: int, outputs: int) -> nn.Sequential:

@@ -164,4 +164,4 @@ RECIPES = {
     "dagnn_arxiv": {"lr": 0.005, "weight_decay": 0.0, "patience": 0},
 }
 register(paper="dagnn", kind="graph", task="nodes", build=DAGNN, variants=VARIANTS, input_size=None, recipe=RECIPE,
-         recipes=RECIPES)  # fmt: skip
+         exceptions={"training": RECIPES})  # fmt: skip

@@ -440,5 +440,5 @@ register(
     variants=VARIANTS,
     input_size=None,
     recipe=RECIPE,
-    recipes=RECIPES,
+    exceptions={"training": RECIPES},
 )

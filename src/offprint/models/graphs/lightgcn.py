@@ -224,5 +224,5 @@ register(
     variants=VARIANTS,
     input_size=None,
     recipe=RECIPE,
-    recipes=RECIPES,
+    exceptions={"training": RECIPES},
 )
