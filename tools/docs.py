@@ -34,7 +34,12 @@ API = {
     "Errors and files": ["offprint.errors", "offprint.files"],
 }  # fmt: skip
 ROOMS = ("nn", "tasks", "data")
-PAGES = {"Home": "index.md", "Use with other libraries": "together.md", "The command line": "commands.md"}
+PAGES = {
+    "Home": "index.md",
+    "Use with other libraries": "together.md",
+    "The command line": "commands.md",
+    "Tasks": "tasks.md",
+}
 
 
 def usage(paper: catalog.Paper) -> str:
@@ -118,6 +123,7 @@ def main() -> None:
     for name in ("CONTRIBUTING", "CHANGELOG"):
         (DOCS / f"{name.lower()}.md").write_text((ROOT / f"{name}.md").read_text())
     (DOCS / "commands.md").write_text(tables.commands())
+    (DOCS / "tasks.md").write_text(tables.tasks())
     (DOCS / "benchmarks.md").write_text(f"# Benchmarks\n\n{tables.speed()}\n\n{tables.benchmarks()}\n")
     nav = [{k: v} for k, v in PAGES.items()]
     nav += [{"Papers": [{"All": "papers/index.md"}, *({kind: pages} for kind, pages in nav_papers.items())]}]

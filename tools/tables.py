@@ -170,3 +170,29 @@ def commands() -> str:
         return [f"## `{' '.join(path)}`", text, table(["option", "", "default"], rows)]
 
     return "# The command line\n\n" + "\n\n".join(page(get_command(app), ["offprint"])) + "\n"
+
+
+def tasks() -> str:
+    """The page of tasks: what each does, for which models, and what it lets one choose."""
+    from offprint import api
+
+    parts = [
+        "# Tasks",
+        "`offprint train | evaluate | predict | export | reproduce` run any of these; `offprint tasks NAME` prints the same.",
+    ]
+    for task in api.tasks().values():
+        able = api.models_of(task.name)
+        listed = ", ".join(f"`{n}`" for n in able[:12]) + (f" and {len(able) - 12} more" if len(able) > 12 else "")
+        parts += [f"## {task.name}", f"A model {task.does}. Models: {listed}."]
+        rows = [
+            [verb, f"`--{c.name.replace('_', '-')}`", "" if c.default is None else f"`{c.default}`", c.help]
+            for verb, found in (
+                ("train", task.offers()),
+                ("evaluate", api.choices(task.evaluate)),
+                ("predict", api.choices(task.predict)),
+            )
+            for c in found.values()
+        ]
+        if rows:
+            parts.append(table(["verb", "option", "default", ""], rows))
+    return "\n\n".join(parts) + "\n"

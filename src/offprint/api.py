@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
+
 from offprint.models import registry
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry, list_models
@@ -23,7 +25,10 @@ from offprint.tasks.contract import (
 from offprint.tasks.folder import is_run, read_about
 
 registry.add_room("offprint.methods")
-contract.add_room("offprint.methods")
+contract.add_room("offprint.methods", ending="_task")
+for _found in entry_points(group="offprint.rooms"):  # packages of models and tasks from outside
+    registry.add_room(_found.value)
+    contract.add_room(_found.value)
 
 __all__ = [
     "choices",

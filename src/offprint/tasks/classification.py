@@ -66,7 +66,8 @@ class Classification(RecipeTask):
         )
         if isinstance(output, tuple):  # a side classifier's logits (Inception, NASNet)
             side = F.cross_entropy(output[1], labels, label_smoothing=self.recipe.label_smoothing)
-            loss = loss + self.model.aux_weight * side
+            own = self.recipe.aux_weight
+            loss = loss + (self.model.aux_weight if own is None else own) * side
         self.check_loss(loss)
         self.log("train_loss", loss, prog_bar=True)
         return loss
@@ -179,7 +180,11 @@ class ImageClassification(Task):
         return Classification(job.network, job.how, len(job.data.classes), job.run.seed)
 
     def loaders(self, job: Job) -> ImageData:
-        size, channels, preprocessing = self._size(job), getattr(job.network, "in_chans", 3), job.entry.preprocessing
+        size, channels, preprocessing = (
+            self._size(job),
+            getattr(job.network, "in_chans", 3),
+            job.how.pictures(job.entry.preprocessing),
+        )
         return ImageData(
             job.data,
             training_transform(size, preprocessing, job.how, channels),

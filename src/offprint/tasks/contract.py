@@ -248,7 +248,7 @@ class Task:
         about_data = choices(self.open)
         job.data = self.open(job.source, seed=job.run.seed, **{k: v for k, v in job.options.items() if k in about_data})
         self.prepare(job, **{k: v for k, v in job.options.items() if k not in about_data})
-        for line in self.greeting(job):
+        for line in (*_stage_words(job), *self.greeting(job)):
             job.say(line)
         torch.manual_seed(job.run.seed)
         job.network = self.build(job)
@@ -328,6 +328,20 @@ class Task:
         return None
 
 
+def _stage_words(job: Job) -> list[str]:
+    """What the paper says of a stage: the data it is stated for, and the weights it starts from."""
+    said = []
+    if stated_for := getattr(job.how, "data", ""):
+        said.append(f"the recipe is the paper's for {stated_for}")
+    start = getattr(job.how, "start", "")
+    if start and not (job.pretrained or job.checkpoint):
+        said.append(
+            f"the stage {job.stage} starts from the weights of the stage {start}; here it starts from random ones: "
+            "give --pretrained, --checkpoint FILE, or the folder of a run as --model"
+        )
+    return said
+
+
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         k: v if isinstance(v, str | int | float | bool | list | tuple | None) else type(v).__name__
@@ -338,7 +352,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 # --- the registry of tasks
 
 _tasks: dict[str, Task] = {}
-_rooms: list[str] = ["offprint.tasks"]
+_rooms: list[tuple[str, str]] = [("offprint.tasks", "")]
 _seen: set[str] = set()
 
 
@@ -353,22 +367,21 @@ def register_task(task: Task) -> Task:
     return task
 
 
-def add_room(package: str) -> None:
-    """Let tasks be found in another package too: in those of its modules that define one (``*_task.py``)."""
-    if package not in _rooms:
-        _rooms.append(package)
+def add_room(package: str, ending: str = "") -> None:
+    """Let tasks be found in another package too, in those of its modules whose names end so."""
+    if package not in [name for name, _ in _rooms]:
+        _rooms.append((package, ending))
 
 
 def tasks() -> dict[str, Task]:
     """All tasks by name."""
-    for room in _rooms:
+    for room, ending in _rooms:
         if room in _seen:
             continue
         _seen.add(room)
         root = importlib.import_module(room)
-        own = room == "offprint.tasks"
         for info in pkgutil.walk_packages(root.__path__, room + "."):
-            if own or info.name.endswith("_task"):
+            if info.name.endswith(ending):
                 importlib.import_module(info.name)
     return dict(sorted(_tasks.items()))
 

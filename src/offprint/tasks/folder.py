@@ -64,9 +64,9 @@ def _task_of_older(name: str, found: Mapping[str, Any]) -> str:
         return "pretraining"
     if name == "brain.json":
         return "connectivity" if "target" in found else "connectivity-pretraining"
-    if "data_digest" in found:
-        return "recommendation"
-    return "classification" if "classes" in found else "forward-learning"
+    if "classes" in found:
+        return "classification"
+    return "recommendation" if "data_digest" in found else "forward-learning"
 
 
 class RunFolder:

@@ -132,7 +132,11 @@ class MaskedPretraining(Task):
         return network
 
     def about(self, job: Job) -> dict[str, Any]:
-        return {**job.settled, "input_size": self._size(job), "preprocessing": dict(job.entry.preprocessing)}
+        return {
+            **job.settled,
+            "input_size": self._size(job),
+            "preprocessing": job.how.pictures(job.entry.preprocessing),
+        }
 
     def module(self, job: Job) -> MaskedImageModelling:
         return MaskedImageModelling(
@@ -140,7 +144,11 @@ class MaskedPretraining(Task):
         )
 
     def loaders(self, job: Job) -> ImageData:
-        size, channels, preprocessing = self._size(job), job.network.encoder.in_chans, job.entry.preprocessing
+        size, channels, preprocessing = (
+            self._size(job),
+            job.network.encoder.in_chans,
+            job.how.pictures(job.entry.preprocessing),
+        )
         return ImageData(
             job.data,
             training_transform(size, preprocessing, job.how, channels),
@@ -218,7 +226,8 @@ def pretrain(
 
 def pretraining_recipe(model: str, overrides: dict[str, Any] | None = None) -> Recipe:
     """SimMIM's recipe for a model, with fields overridden; the rate falls after seven eighths of the epochs in use."""
-    fields = {**SIMMIM_RECIPE, **(overrides or {})}
+    own = {k: v for k, v in entry(model).recipes.get("simmim", {}).items() if k not in ("decay_epochs", "input_size")}
+    fields = {**(own or SIMMIM_RECIPE), **(overrides or {})}
     if not getattr(entry(model).build, "norm_target", 0) and "drop_path_rate" not in (overrides or {}):
         fields["drop_path_rate"] = None  # SimMIM states one for SwinV2
     fields.setdefault("decay_epochs", max(1.0, float(fields["epochs"]) * 7 / 8))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from offprint.errors import OffprintError, unknown
@@ -12,7 +14,7 @@ from offprint.errors import OffprintError, unknown
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an image classifier is trained.
+    r"""How an image classifier is trained.
 
     ``lr`` is the rate at ``reference_batch`` images per step and is scaled linearly to the batch in use (0: not scaled).
     ``scaled_with_batch`` names the rates that are. ``schedule`` is ``cosine``, ``step`` (``lr * decay_rate ** (epoch // decay_epochs)``) or
@@ -23,7 +25,7 @@ class Recipe:
     classifier, ``aux_weight`` the weight of a side classifier's loss (``None``: the model's own, if it has one). ``lr_noise``: from and
     to which part of training the rate is multiplied by 1 + r each epoch, r normal and redrawn until \|r\| < 0.67. ``interpolation``,
     ``crop_pct`` and ``crop_mode`` are of the pictures (``""`` and 0: the model's own preprocessing). ``data`` is the set that a stage is
-    stated for, ``start`` the stage it starts from; both only say so.
+    stated for, ``start`` the stage whose weights it starts from; a run says both.
     """
 
     optimizer: str = "adamw"
@@ -106,6 +108,20 @@ class Recipe:
 
     def learning_rates(self, steps_per_epoch: int, batch: int) -> list[float]:
         """The rate of every step of the run."""
+        rates = self._smooth_rates(steps_per_epoch, batch)
+        if self.lr_noise:
+            first, last = (round(share * self.epochs) for share in self.lr_noise)
+            for epoch in range(first, last):
+                for step in range(epoch * steps_per_epoch, min((epoch + 1) * steps_per_epoch, len(rates))):
+                    rates[step] *= 1 + _noise(epoch)
+        return rates
+
+    def pictures(self, preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+        """A model's preprocessing with what this recipe says otherwise."""
+        own = {"interpolation": self.interpolation, "crop_pct": self.crop_pct, "crop_mode": self.crop_mode}
+        return {**preprocessing, **{k: v for k, v in own.items() if v}}
+
+    def _smooth_rates(self, steps_per_epoch: int, batch: int) -> list[float]:
         from offprint.nn import cosine_schedule
 
         top, low, start = self.scaled(batch)
@@ -121,6 +137,16 @@ class Recipe:
         ]
 
 
+@cache
+def _noise(epoch: int, bound: float = 0.67) -> float:
+    """A normal number of an epoch, drawn again until it lies within the bound."""
+    draw = random.Random(42 + epoch)
+    while True:
+        value = draw.gauss(0, 1)
+        if abs(value) < bound:
+            return value
+
+
 def stated(model: str, stage: str = "training") -> Mapping[str, Any]:
     """The fields of the recipe that a model's paper states for a stage.
 
@@ -131,7 +157,7 @@ def stated(model: str, stage: str = "training") -> Mapping[str, Any]:
 
     spec = entry(model)
     if stage not in spec.recipes and stage != "training":
-        raise unknown(f"stage of the recipe of {model}", stage, ["training", *spec.recipes])
+        raise unknown(f"stage of the recipe of {model}", stage, {"training", *spec.recipes})
     return spec.recipes.get(stage, {})
 
 
@@ -147,15 +173,20 @@ def build_optimizer(model, recipe: Recipe, batch: int):
 
     import torch
 
-    free = re.compile(getattr(model, "undecayed", "") or r"(?!)")
-    decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            vector = parameter.ndim <= 1 or name.endswith(".bias") or bool(free.search(name))
-            (plain if vector and not recipe.decay_vectors else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
     lr = recipe.scaled(batch)[0]
+    if recipe.layer_decay != 1.0:
+        from offprint.models.layer_decay import layer_decay_groups
+
+        groups = layer_decay_groups(model, lr, recipe.weight_decay, recipe.layer_decay)
+    else:
+        free = re.compile(getattr(model, "undecayed", "") or r"(?!)")
+        decayed, plain = [], []
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                vector = parameter.ndim <= 1 or name.endswith(".bias") or bool(free.search(name))
+                (plain if vector and not recipe.decay_vectors else decayed).append(parameter)
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = [g for g in groups if g["params"]]
     match recipe.optimizer:
         case "adamw":
             return torch.optim.AdamW(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)

@@ -106,7 +106,7 @@ class Figures(Result, Mapping):  # type: ignore[misc]
         return len(self.figures)
 
     def plain(self) -> Any:
-        return {**self.figures, **self.beside}
+        return {"model": self.figures, **self.beside} if self.beside else self.figures
 
     def flat(self) -> list[dict[str, Any]]:
         return (

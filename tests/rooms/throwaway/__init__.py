@@ -1,0 +1,1 @@
+"""A room of models from outside, for the tests."""
