@@ -95,8 +95,8 @@ def test_the_options_of_a_run_are_declared_once():
 
 
 def test_a_model_says_what_it_can_do(run):
-    code, said = run("train", "-m", "swin_unetr", "-d", "x")
-    assert code == 2 and "swin_unetr segments volumes; no task here trains or runs it yet" in said
+    code, said = run("train", "-m", "swin_unetr_tiny", "-d", "x")
+    assert code == 2 and "swin_unetr_tiny segments volumes; no task here trains or runs it yet" in said
     code, said = run("predict", "x.png", "-m", "lightgcn", "--pretrained")
     assert code == 2 and "lightgcn is used with the interactions it knows" in said
     code, said = run("train", "-m", "cfsr_x2", "-d", "x", "--task", "classification")
