@@ -341,7 +341,7 @@ def _held_out(train, classes: list[str], name: str, val_fraction: float, seed: i
         members = generator.permutation(np.flatnonzero(targets == label))
         if len(members) < 2:
             raise DataError(
-                f"{name}: class {classes[label]!r} has {len(members)} picture; at least two are needed to hold one out"
+                f"{name}: class {classes[label]!r} has one picture; at least two are needed to hold one out"
             )
         held += members[: max(1, round(val_fraction * len(members)))].tolist()
     rest = sorted(set(range(len(train))) - set(held))
