@@ -16,7 +16,11 @@ from torch.utils.data import Dataset, Sampler
 from offprint.data.home import data_dir
 from offprint.data.pixels import cifar10, digits
 from offprint.data.reading import EXTENSIONS, read_picture
+from offprint.data.shards import ShardImages, is_shards
+from offprint.data.tables import KINDS as TABLES
+from offprint.data.tables import Table, TableImages
 from offprint.errors import DataError, unknown
+from offprint.files import local_path
 
 
 class ImageSplits(NamedTuple):
@@ -263,8 +267,9 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
 
     Args:
         source: ``sample:mnist`` or ``sample:cifar10`` (bundled); a name of torchvision (``mnist``, ``cifar10``, ...,
-            fetched once into ``OFFPRINT_DATA`` or the cache); or a folder: ``ROOT/CLASS/*.jpg``, or
-            ``ROOT/train/CLASS`` with ``ROOT/val/CLASS`` (or ``test``).
+            fetched once into ``OFFPRINT_DATA`` or the cache); a folder: ``ROOT/CLASS/*.jpg``, or
+            ``ROOT/train/CLASS`` with ``ROOT/val/CLASS`` (or ``test``); a CSV or Parquet table with a column of files (``image``, ``path``)
+            and one of classes (``label``), and if there is one ``split``; or tar shards, ``train-{000..127}.tar``.
         val_fraction: share held out per class, where the data has no split of its own.
         seed: of that split.
         on_error: ``"stop"`` or ``"skip"`` for pictures that cannot be read.
@@ -286,7 +291,16 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
     if name.lower() in _named() and not Path(name).is_dir():
         train, val, classes = _open_named(name.lower())
         return ImageSplits(train, val, classes, name.lower())
-    root = Path(name)
+    if is_shards(name) or name.lower().endswith(TABLES):
+        data, split = _listed(source)
+        parts = [
+            [i for i, part in enumerate(split) if part in names]
+            for names in (("train",), ("val", "valid", "validation", "test"))
+        ]
+        if all(parts):
+            return ImageSplits(Subset(data, parts[0]), Subset(data, parts[1]), data.classes, name)
+        return _held_out(data, data.classes, name, val_fraction, seed)
+    root = local_path(source, "a data set")
     if not root.is_dir():
         known = [*_named(), "sample:mnist", "sample:cifar10"]
         raise DataError(
@@ -303,20 +317,35 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
             return ImageSplits(train, val, train.classes, name)
     else:
         train = ImageFolder(root, on_error=on_error)
+    return _held_out(train, train.classes, name, val_fraction, seed)
+
+
+def _listed(source: str | Path):
+    """Pictures that shards hold or a table lists, and the split of each, ``""`` where none is said."""
+    if is_shards(source):
+        data = ShardImages(source)
+        return data, [""] * len(data)
+    table = Table(source)
+    column = next((c for c in table.columns if c.lower() == "split"), None)
+    return TableImages(table), [""] * len(table) if column is None else [str(v).lower() for v in table.column(column)]
+
+
+def _held_out(train, classes: list[str], name: str, val_fraction: float, seed: int) -> ImageSplits:
+    """A share of each class for validation."""
     if not 0 < val_fraction < 1:
         raise DataError(f"val_fraction={val_fraction}; the share held out must lie between 0 and 1")
     generator = np.random.default_rng(seed)
     held: list[int] = []
     targets = np.array(train.targets)
-    for label in range(len(train.classes)):
+    for label in range(len(classes)):
         members = generator.permutation(np.flatnonzero(targets == label))
         if len(members) < 2:
             raise DataError(
-                f"{root}: class {train.classes[label]!r} has one picture; at least two are needed to hold one out"
+                f"{name}: class {classes[label]!r} has one picture; at least two are needed to hold one out"
             )
         held += members[: max(1, round(val_fraction * len(members)))].tolist()
     rest = sorted(set(range(len(train))) - set(held))
-    return ImageSplits(Subset(train, rest), Subset(train, sorted(held)), train.classes, name)
+    return ImageSplits(Subset(train, rest), Subset(train, sorted(held)), classes, name)
 
 
 def check_labels(targets, num_classes: int) -> None:
