@@ -167,7 +167,7 @@ def attend(
     scale = d**-0.5 if scale is None else scale
     learns = torch.is_grad_enabled() and bias.requires_grad
     if _in_blocks(q, bias):
-        parts = (x.transpose(2, 3).reshape(n * heads, d, t) for x in (q * scale, k, v))
+        parts = (x.transpose(2, 3).reshape(n * heads, d, t).contiguous() for x in (q * scale, k, v))
         out = _Blocked.apply(*parts, bias, mask) if learns else _Blocked.forward(*parts, bias, mask)
         return out.view(n, heads * d, t).transpose(1, 2).contiguous()
     whole = bias[None] if mask is None else bias + mask[:, None]
