@@ -71,6 +71,7 @@ class Backbone(nn.Module):
     dialects: ClassVar[tuple] = ()
     native: ClassVar[str] = "authors"
 
+    drop_rate: float  # of the dropout before the classifier
     in_chans: int
     num_features: int
     num_classes: int
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.out_indices: tuple[int, ...] | None = None
         self.grad_checkpointing = False
-        self.drop_rate = drop_rate  # dropout before the classifier
+        self.set_common(drop_rate)
         self.global_pool = "avg"  # or "" for none
         self.hidden = 0  # width before the classifier of a head that has a layer of its own there
         self.whole = True  # False once the layers behind a map are gone
@@ -343,14 +344,13 @@ class Backbone(nn.Module):
 
     # -- training -----------------------------------------------------------------------------------------------------
     def set_common(self, drop_rate: float | None = None, global_pool: str | None = None) -> None:
-        """What :func:`~offprint.models.registry.create_model` sets on any backbone: dropout before the classifier, and the pooling."""
+        """What :func:`offprint.create_model` sets on any backbone: dropout before the classifier, and the pooling."""
         if drop_rate is not None:
             if not 0 <= drop_rate < 1:
                 raise OffprintError(f"drop_rate={drop_rate}; give a probability from 0 to below 1")
             self.drop_rate = drop_rate
-        if global_pool is not None:
-            if self.num_classes or global_pool != "avg":
-                self.reset_classifier(self.num_classes, global_pool)
+        if global_pool is not None and (global_pool != "avg" or not self.global_pool):
+            self.reset_classifier(self.num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute each block's activations in the backward pass."""
