@@ -6,6 +6,7 @@ import math
 import pytest
 import timm
 import torch
+from test_models import SMALL
 from timm.data import resolve_data_config
 from timm.models import FeatureInfo
 from timm.models._manipulate import group_with_matcher
@@ -14,7 +15,6 @@ from timm.optim import param_groups_layer_decay
 import offprint
 from offprint.errors import OffprintError
 from offprint.models.layer_decay import layer_decay_groups
-from test_models import SMALL
 
 SIDE = 64
 
@@ -71,9 +71,8 @@ def test_forward_intermediates(name, x):
     normed = model.forward_intermediates(x, 1, norm=True, intermediates_only=True)[0]
     assert normed.shape == maps[-1].shape
     extractor = made(name, num_classes=None, features_only=True)
-    assert all(
-        torch.equal(a, b) for a, b in zip(extractor.forward_intermediates(x, intermediates_only=True), extractor(x))
-    )
+    again = extractor.forward_intermediates(x, intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(again, extractor(x), strict=True))
     with pytest.raises(OffprintError, match="NCHW"):
         model.forward_intermediates(x, output_fmt="NHWC")
     with pytest.raises(OffprintError, match="is not among"):
@@ -163,7 +162,7 @@ def test_copies_and_checkpointing(name, x):
         _, maps = model.forward_intermediates(x)
         sum(m.square().mean() for m in maps).backward()
         found.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert len(found[0]) == len(found[1]) and all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("some", ["convnext_tiny", "densenet121_ibn_a", "nasnet_a_cifar", "swin_tiny"])

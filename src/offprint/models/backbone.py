@@ -136,10 +136,10 @@ class Backbone(nn.Module):
         return self._last(self.walk(x))
 
     def _last(self, maps: Iterator[Tensor]) -> Tensor:
-        i, x = -1, None
-        for i, x in enumerate(maps):  # noqa: B007
-            pass
-        return self._end(x, i)
+        place, x = -1, next(maps)
+        for place, y in enumerate(maps):  # one map at a time is kept  # noqa: B007
+            x = y
+        return self._end(x, place + 1)
 
     def _end(self, x: Tensor, index: int) -> Tensor:
         return self.finish(x) if self.whole and index == len(self.pyramid_channels) - 1 else self.tap(x, index)
@@ -397,8 +397,20 @@ class Backbone(nn.Module):
 
     # -- the input ----------------------------------------------------------------------------------------------------
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        """Set the model, in place, to images of another side or (height, width); refused where no such image works."""
+        """Set the model, in place, to images of another side or (height, width), before its optimizer is made.
+
+        Models that take images of any size as they are have nothing to change; windows, and tables of positions or frequencies, are
+        made anew or resampled.
+
+        Raises:
+            OffprintError: no such image works; the message says which would.
+        """
         self._sides(img_size)
+
+    def _remember(self, **kwargs: Any) -> None:
+        """Note how the model was changed, so that a saved one is rebuilt in the same form."""
+        if "spec" in self.__dict__:
+            self.__dict__["spec"]["kwargs"] |= kwargs
 
     def _sides(self, img_size: int | Sequence[int]) -> tuple[int, int]:
         height, width = sides_of(img_size)
@@ -437,7 +449,7 @@ class _Features(nn.Module):
 
 def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a side or a pair of sides."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
         raise OffprintError(f"img_size={img_size!r}; give one side in pixels, or (height, width)")
-    return sides
+    return sides[0], sides[1]
