@@ -71,6 +71,7 @@ class Backbone(nn.Module):
     dialects: ClassVar[tuple] = ()
     native: ClassVar[str] = "authors"
 
+    drop_rate: float  # of the dropout before the classifier
     in_chans: int
     num_features: int
     num_classes: int
@@ -82,7 +83,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.out_indices: tuple[int, ...] | None = None
         self.grad_checkpointing = False
-        self.drop_rate = drop_rate  # dropout before the classifier
+        self.set_common(drop_rate)
         self.global_pool = "avg"  # or "" for none
         self.hidden = 0  # width before the classifier of a head that has a layer of its own there
         self.whole = True  # False once the layers behind a map are gone
@@ -135,10 +136,10 @@ class Backbone(nn.Module):
         return self._last(self.walk(x))
 
     def _last(self, maps: Iterator[Tensor]) -> Tensor:
-        i, x = -1, None
-        for i, x in enumerate(maps):  # noqa: B007
-            pass
-        return self._end(x, i)
+        place, x = -1, next(maps)
+        for place, y in enumerate(maps):  # one map at a time is kept  # noqa: B007
+            x = y
+        return self._end(x, place + 1)
 
     def _end(self, x: Tensor, index: int) -> Tensor:
         return self.finish(x) if self.whole and index == len(self.pyramid_channels) - 1 else self.tap(x, index)
@@ -343,14 +344,13 @@ class Backbone(nn.Module):
 
     # -- training -----------------------------------------------------------------------------------------------------
     def set_common(self, drop_rate: float | None = None, global_pool: str | None = None) -> None:
-        """What :func:`~offprint.models.registry.create_model` sets on any backbone: dropout before the classifier, and the pooling."""
+        """What :func:`offprint.create_model` sets on any backbone: dropout before the classifier, and the pooling."""
         if drop_rate is not None:
             if not 0 <= drop_rate < 1:
                 raise OffprintError(f"drop_rate={drop_rate}; give a probability from 0 to below 1")
             self.drop_rate = drop_rate
-        if global_pool is not None:
-            if self.num_classes or global_pool != "avg":
-                self.reset_classifier(self.num_classes, global_pool)
+        if global_pool is not None and (global_pool != "avg" or not self.global_pool):
+            self.reset_classifier(self.num_classes, global_pool)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory: recompute each block's activations in the backward pass."""
@@ -397,8 +397,20 @@ class Backbone(nn.Module):
 
     # -- the input ----------------------------------------------------------------------------------------------------
     def set_input_size(self, img_size: int | Sequence[int]) -> None:
-        """Set the model, in place, to images of another side or (height, width); refused where no such image works."""
+        """Set the model, in place, to images of another side or (height, width), before its optimizer is made.
+
+        Models that take images of any size as they are have nothing to change; windows, and tables of positions or frequencies, are
+        made anew or resampled.
+
+        Raises:
+            OffprintError: no such image works; the message says which would.
+        """
         self._sides(img_size)
+
+    def _remember(self, **kwargs: Any) -> None:
+        """Note how the model was changed, so that a saved one is rebuilt in the same form."""
+        if "spec" in self.__dict__:
+            self.__dict__["spec"]["kwargs"] |= kwargs
 
     def _sides(self, img_size: int | Sequence[int]) -> tuple[int, int]:
         height, width = sides_of(img_size)
@@ -437,7 +449,7 @@ class _Features(nn.Module):
 
 def sides_of(img_size: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a side or a pair of sides."""
-    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    sides = tuple(img_size) if isinstance(img_size, Sequence) else (img_size, img_size)
     if len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
         raise OffprintError(f"img_size={img_size!r}; give one side in pixels, or (height, width)")
-    return sides
+    return sides[0], sides[1]

@@ -260,6 +260,18 @@ class HorNet(ConvNeXtFrame):
 
     blocks_per_layer = 2
 
+    def set_input_size(self, img_size: int | Sequence[int]) -> None:
+        """Resample the global filters to the maps of such images, which otherwise happens at every call."""
+        height, width = self._sides(img_size)
+        grids = tuple((height // stride, width // stride // 2 + 1) for stride in self.pyramid_reductions)
+        for stage, grid in zip(self.stages, grids, strict=True):
+            for module in stage.modules():
+                if isinstance(module, GlobalLocalFilter):
+                    old = module.complex_weight.data
+                    new = resample_filter(wide(old), grid).to(old.dtype)
+                    module.complex_weight = nn.Parameter(new.contiguous())
+        self._remember(grids=grids)
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Resample global filters that were stored on another grid (a model for another image size)."""
         own = self.state_dict()

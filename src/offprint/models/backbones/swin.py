@@ -16,7 +16,7 @@ Every LayerNorm has eps 1e-5; the classifier normalises before pooling. Paramete
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError
-from offprint.models.backbone import Backbone
+from offprint.models.backbone import Backbone, sides_of
 from offprint.models.checkpoint import Dialect
 from offprint.models.registry import Weights, register
 from offprint.models.released import SQUASH, timm, top, torchvision
@@ -277,7 +277,7 @@ class SwinTransformer(MaskedTokens, Backbone):
         patch_norm: bool = True,
     ):
         super().__init__()
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        height, width = sides_of(img_size)
         dims = [embed_dim * 2**i for i in range(len(depths))]
         self._check(height, width, patch_size, dims, depths, num_heads, window_size)
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
@@ -308,6 +308,36 @@ class SwinTransformer(MaskedTokens, Backbone):
         """One block of a stage."""
         return Block(dim, WindowAttention(dim, window, heads), drop_path)
 
+    def set_input_size(self, img_size: int | Sequence[int], window_size: int | None = None) -> None:
+        """Windows shrink, or grow back, as in a model built for such images; tables of positions are resampled bicubically.
+
+        Args:
+            window_size: another M; default the one it was built with.
+
+        Raises:
+            OffprintError: an image smaller than a patch.
+        """
+        height, width = sides_of(img_size)
+        m = self.window_size if window_size is None else window_size
+        self._check(height, width, self.patch_size, [], [], [], m)
+        self.keeps_windows(height, width, m)
+        grid, self.window_size = (height // self.patch_size, width // self.patch_size), m
+        positions = getattr(self, "absolute_pos_embed", None)
+        if positions is not None and grid != self.grid:
+            self.absolute_pos_embed = nn.Parameter(resize_positions(positions.detach(), grid, self.grid))
+        self.grid = grid
+        for stage, sides in zip(self.layers, self._maps(grid), strict=True):
+            stage.sides, stage.covered = sides, min(sides) <= m
+            stage.set_window(m if self.dense else min(m, *sides))
+        self._remember(img_size=(height, width), window_size=m)
+
+    def _maps(self, grid: tuple[int, int]) -> list[tuple[int, int]]:
+        """Sides of the map of every stage."""
+        return [(-(-grid[0] // 2**i), -(-grid[1] // 2**i)) for i in range(len(self.layers))]
+
+    def keeps_windows(self, height: int, width: int, window: int) -> None:
+        """Refuse a change of windows that the weights cannot follow; tables of positions always can."""
+
     @staticmethod
     def _check(height, width, patch, dims, depths, num_heads, window) -> None:
         if len(depths) != len(num_heads):
@@ -317,8 +347,10 @@ class SwinTransformer(MaskedTokens, Backbone):
         for dim, heads in zip(dims, num_heads, strict=True):
             if dim % heads:
                 raise OffprintError(f"{dim} channels do not divide into {heads} heads; change embed_dim or num_heads")
-        if window < 1:
-            raise OffprintError(f"window_size={window}; a window has at least one token a side")
+        if not isinstance(window, int) or window < 1:
+            raise OffprintError(
+                f"window_size={window}; windows are squares of at least one token a side: give one number"
+            )
         if min(height, width) < patch:
             raise OffprintError(f"img_size {(height, width)} is smaller than a patch of {patch} pixels")
 
@@ -414,6 +446,19 @@ class SwinMLP(SwinTransformer):
 
     undecayed = r"absolute_pos_embed|mask_token"
     dialects = ()
+
+    def keeps_windows(self, height: int, width: int, window: int) -> None:
+        """The matrix of a window is of that window alone."""
+        sides = self._maps((height // self.patch_size, width // self.patch_size))
+        for i, (stage, side) in enumerate(zip(self.layers, sides, strict=True)):
+            new, old = window if self.dense else min(window, *side), stage.window
+            if new != old:
+                least = max(s.window * self.patch_size * 2**j for j, s in enumerate(self.layers))
+                raise OffprintError(
+                    f"img_size {(height, width)} with window_size={window} makes the windows of stage {i} {new} tokens a side, and "
+                    f"the weights of {type(self).__name__} belong to windows of {old}; keep the windows (sides of {least} pixels, or "
+                    "any image as it is), or build a model for such images and train it"
+                )
 
     def block(self, stage: int, dim: int, window: int, heads: int, drop_path: float) -> Block:
         return MLPBlock(dim, SpatialMLP(dim, window, heads), drop_path)
