@@ -18,6 +18,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "offprint.api",
     "list_models": "offprint.api",
+    "compose": "offprint.models.compose",
+    "parts": "offprint.models.parts",
     "model_info": "offprint.models.info",
     "load_weights": "offprint.models.checkpoint",
     "save_weights": "offprint.models.checkpoint",
@@ -44,8 +46,10 @@ if TYPE_CHECKING:
     from offprint.errors import OffprintError as OffprintError
     from offprint.models.checkpoint import load_weights as load_weights
     from offprint.models.checkpoint import save_weights as save_weights
+    from offprint.models.compose import compose as compose
     from offprint.models.deploy import deploy as deploy
     from offprint.models.info import model_info as model_info
+    from offprint.models.parts import parts as parts
     from offprint.models.sharing import from_pretrained as from_pretrained
     from offprint.models.sharing import push_to_hub as push_to_hub
     from offprint.proofs import prove as prove
