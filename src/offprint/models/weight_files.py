@@ -299,6 +299,8 @@ class _Inert(pickle.Unpickler):
         return self.kinds[where]
 
     def persistent_load(self, pid):
+        if type(pid) is tuple and len(pid) > 1 and pid[0] == "module" and type(pid[1]) is _Fixed:
+            return pid[1]  # a class, with its source beside it
         if type(pid) is not tuple or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], torch.dtype):
             raise pickle.UnpicklingError("a reference that is no storage of torch")
         if type(pid[4]) is not int or pid[4] < 0:
@@ -306,10 +308,16 @@ class _Inert(pickle.Unpickler):
         return self.storages.setdefault(str(pid[2]), _Storage(pid[1], str(pid[2]), pid[4]))
 
 
-def _plain(value, read: Callable[[_Storage], Tensor], seen: dict[int, Any]):
+_LEVELS = 100  # of nesting; what lies deeper is no weight
+_Deeper = _Fixed("Leftover", (Leftover,), {"origin": f"something under more than {_LEVELS} levels"})
+
+
+def _plain(value, read: Callable[[_Storage], Tensor], seen: dict[int, Any], levels: int = _LEVELS):
     """What was read, with tensors in the place of their records, and mappings, whole modules and leftovers as plain values."""
     if id(value) in seen:
         return seen[id(value)]
+    if not levels:
+        return _Deeper()
     if isinstance(value, _View):
         out: Any = value.tensor(read)
     elif isinstance(value, Leftover):
@@ -318,22 +326,22 @@ def _plain(value, read: Callable[[_Storage], Tensor], seen: dict[int, Any]):
             out = seen[id(value)] = {}  # a module that was pickled whole
             for group in ("_parameters", "_buffers", "_modules"):
                 for name, inner in dict(state.get(group) or {}).items():
-                    made = _plain(inner, read, seen)
+                    made = _plain(inner, read, seen, levels - 1)
                     out |= {f"{name}.{k}": v for k, v in made.items()} if isinstance(made, dict) else {name: made}
             out = {k: v for k, v in out.items() if isinstance(v, Tensor)}
         elif items:
             out = seen[id(value)] = {}
-            out |= {_key(k): _plain(v, read, seen) for k, v in items.items()}
+            out |= {_key(k): _plain(v, read, seen, levels - 1) for k, v in items.items()}
         else:
             out = type(value)()
     elif isinstance(value, dict):
         out = seen[id(value)] = {}
-        out |= {_key(k): _plain(v, read, seen) for k, v in value.items()}
+        out |= {_key(k): _plain(v, read, seen, levels - 1) for k, v in value.items()}
     elif isinstance(value, list):
         out = seen[id(value)] = []
-        out.extend(_plain(v, read, seen) for v in value)
+        out.extend(_plain(v, read, seen, levels - 1) for v in value)
     elif isinstance(value, tuple):
-        out = tuple(_plain(v, read, seen) for v in value)
+        out = tuple(_plain(v, read, seen, levels - 1) for v in value)
     else:
         out = value if isinstance(value, str | int | float | complex | bool | bytes | None) else repr(value)
     seen[id(value)] = out
