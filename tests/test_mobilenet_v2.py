@@ -11,7 +11,7 @@ from torchvision.ops import batched_nms
 import offprint
 from offprint.errors import CheckpointError, DataError, OffprintError
 from offprint.models.backbones.mobilenet_v2 import ConvNormAct, MobileNetV2
-from offprint.models.detection.ssdlite import CODER, SSDLite, anchors
+from offprint.models.detection.ssdlite import CODER, SSDLite, SSDLiteHead, anchors
 from offprint.models.sharing import from_pretrained, save_pretrained
 
 SMALL = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2), (6, 64, 2, 2), (6, 96, 1, 2))
@@ -176,7 +176,7 @@ def test_detect_equals_the_plain_formulation():
     model.eval()
     scores, codes = model(x)
     found = model.detect(x, limit=30)
-    sizes = tuple(tuple(m.shape[-2:]) for m in model._maps(x))
+    sizes = tuple(tuple(m.shape[-2:]) for m in model.head.six(model.pyramid(x)))
     for s, c, got in zip(scores, codes, found, strict=True):
         boxes = CODER.decode_single(c, anchors(sizes)) * torch.tensor([128, 96, 128, 96])
         boxes = torch.stack(
@@ -233,9 +233,9 @@ def test_hard_negatives():
     positive[[0, 5]] = True
     codes = torch.zeros(len(base), 4)
     codes[:, 0] = torch.linspace(-20, 20, len(base))  # no two boxes fall together
-    kept = SSDLite._hard(loss, codes, base, positive)
+    kept = SSDLiteHead._hard(loss, codes, base, positive)
     assert set(kept.tolist()) == {0, 5} | set(range(len(base) - 6, len(base)))
-    assert len(SSDLite._hard(loss, codes, base, torch.zeros_like(positive))) == 3
+    assert len(SSDLiteHead._hard(loss, codes, base, torch.zeros_like(positive))) == 3
 
 
 def test_an_image_without_objects():

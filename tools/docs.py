@@ -28,7 +28,8 @@ from offprint.report import plot_png  # noqa: E402
 
 DOCS = ROOT / "docs"
 API = {
-    "Models": ["offprint.models.registry", "offprint.models.factory", "offprint.models.backbone", "offprint.models.checkpoint",
+    "Models": ["offprint.models.registry", "offprint.models.factory", "offprint.models.parts", "offprint.models.compose", "offprint.models.backbone", "offprint.models.checkpoint",
+               "offprint.models.weight_files",
                "offprint.models.hub", "offprint.models.sharing", "offprint.models.deploy", "offprint.models.info", "offprint.models.export"],
     "Proofs, ledger, catalogue": ["offprint.proofs", "offprint.ledger", "offprint.report", "offprint.catalog", "offprint.catalog.evidence"],
     "Errors and files": ["offprint.errors", "offprint.files"],

@@ -22,6 +22,8 @@ _HOMES = {
     "evaluate": "offprint.api",
     "predict": "offprint.api",
     "load_run": "offprint.api",
+    "compose": "offprint.models.compose",
+    "parts": "offprint.models.parts",
     "model_info": "offprint.models.info",
     "load_weights": "offprint.models.checkpoint",
     "save_weights": "offprint.models.checkpoint",
@@ -52,8 +54,10 @@ if TYPE_CHECKING:
     from offprint.errors import OffprintError as OffprintError
     from offprint.models.checkpoint import load_weights as load_weights
     from offprint.models.checkpoint import save_weights as save_weights
+    from offprint.models.compose import compose as compose
     from offprint.models.deploy import deploy as deploy
     from offprint.models.info import model_info as model_info
+    from offprint.models.parts import parts as parts
     from offprint.models.sharing import from_pretrained as from_pretrained
     from offprint.models.sharing import push_to_hub as push_to_hub
     from offprint.proofs import prove as prove

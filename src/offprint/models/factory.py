@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -22,6 +23,13 @@ def _of_another(spec: Entry, tag: str, found: str, path: object) -> str:
     )
 
 
+def _form(value):
+    """An argument as it is needed to build the model again: weights are not loaded a second time."""
+    if not isinstance(value, Mapping):
+        return value
+    return {k: _form(v) for k, v in value.items() if k not in ("pretrained", "checkpoint_path")}
+
+
 def create_model(
     name: str,
     pretrained: bool | str = False,
@@ -30,12 +38,13 @@ def create_model(
     features_only: bool = False,
     out_indices: tuple[int, ...] | list[int] | None = None,
     checkpoint_path: str | None = None,
+    average: str = "",
     **kwargs,
 ) -> nn.Module:
     """Build a model by name; the signature and its meaning are timm's.
 
     Args:
-        name: a name from :func:`list_models`.
+        name: a name from :func:`list_models`, or ``BACKBONE+HEAD`` or ``BACKBONE+NECK+HEAD`` of :func:`offprint.parts`.
         pretrained: load the released weights (``True``: the first, or the tag of one). Which they are stands in the model's
             ``spec["weights"]``, what their publisher says of them in ``entry(name).release(tag)``.
         num_classes: outputs of the classifier; ``None`` keeps the number of the released weights or the model's own, ``0``
@@ -45,8 +54,12 @@ def create_model(
         features_only: return a list of feature maps instead of logits (backbones).
         out_indices: which maps (0 is the finest); default all. Only with ``features_only``.
         checkpoint_path: weight file in any dialect the model knows.
+        average: ``"ema"`` or ``"raw"`` where the file holds averaged weights beside those that were trained; default what its
+            publisher evaluates, else the averaged ones.
         **kwargs: the model's own arguments; for a backbone also ``drop_rate`` (before the classifier) and ``global_pool``
             (``"avg"``, or ``""`` with ``num_classes=0`` for a map).
+
+    What was loaded stands in the model's ``load_report``.
 
     Raises:
         OffprintError: unknown name or argument, or an argument the model does not take.
@@ -93,14 +106,21 @@ def create_model(
         "name": name,
         "features_only": features_only,
         "out_indices": tuple(out_indices) if out_indices is not None else None,
-        "kwargs": {k: v for k, v in (*arguments.items(), *common.items()) if spec.kwargs.get(k, ...) != v},
+        "kwargs": {k: _form(v) for k, v in (*arguments.items(), *common.items()) if spec.kwargs.get(k, ...) != v},
         "weights": tag,
     }
     if chosen is not None:
         path = hub.fetch(name, tag)
-        report = checkpoint.load_weights(model, path, drop_head=num_classes is not None, dialect=chosen.dialect)
+        report = checkpoint.load_weights(
+            model, path, drop_head=num_classes is not None, dialect=chosen.dialect, average=average or chosen.average
+        )
         if report.dialect != chosen.dialect:
             raise CheckpointError(_of_another(spec, tag, report.dialect, path))
     elif checkpoint_path is not None:
-        checkpoint.load_weights(model, checkpoint_path)
+        report = checkpoint.load_weights(model, checkpoint_path, average=average)
+    elif average:
+        raise OffprintError(f"average={average!r} chooses among weights; pass pretrained or checkpoint_path with it")
+    else:
+        return model
+    model.__dict__["load_report"] = report
     return model

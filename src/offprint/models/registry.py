@@ -108,6 +108,7 @@ class Entry:
 _entries: dict[str, Entry] = {}
 _rooms: list[str] = ["offprint.models"]
 _seen: set[str] = set()
+_assemblers: list[Callable[[str], Entry]] = []
 
 
 def register(
@@ -189,6 +190,11 @@ def add_room(package: str) -> None:
         _rooms.append(package)
 
 
+def assembles(make: Callable[[str], Entry]) -> None:
+    """Let ``make`` say what the names with a ``+`` mean: those of models put together from parts."""
+    _assemblers[:] = [make]
+
+
 def _import_room(package: str) -> None:
     if package in _seen:
         return
@@ -206,11 +212,16 @@ def entries(*, everywhere: bool = True) -> dict[str, Entry]:
 
 
 def entry(name: str) -> Entry:
-    """The registered model of this name; an unknown name is refused with the nearest ones."""
+    """The registered model of this name, or the one put together as ``BACKBONE+HEAD`` or ``BACKBONE+NECK+HEAD`` says.
+
+    An unknown name is refused with the nearest ones.
+    """
     for room in _rooms:
         if name in _entries:
             break
         _import_room(room)
+    if "+" in name and _assemblers:
+        return _assemblers[0](name)
     if name not in _entries:
         raise unknown("model", name, entries())
     return _entries[name]

@@ -167,7 +167,7 @@ class CAM(nn.Module):
     def dialects(self) -> tuple[Dialect, ...]:
         """The wrapped network's own names and every dialect it reads."""
         inner = (Dialect(getattr(self.model, "native", "the network's")), *getattr(self.model, "dialects", ()))
-        return tuple(Dialect(d.name, reshape=_Inside(d)) for d in inner)
+        return tuple(Dialect(d.name, ignore=d.ignore, reshape=_Inside(d)) for d in inner)
 
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the wrapped network does to a state before it is loaded."""

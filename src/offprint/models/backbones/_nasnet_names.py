@@ -53,15 +53,12 @@ _TF_RENAMES = (
     (r"/moving_mean$", ".running_mean"),
     (r"/moving_variance$", ".running_var"),
 )  # the scopes of research/slim/nets/nasnet, without the averages' suffix
-_AVERAGE = "/ExponentialMovingAverage"
 
 
 def _from_tensorflow(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Names and layouts of the authors' TensorFlow variables; where there is a moving average, it stands for the variable."""
-    averaged = {k.removesuffix(_AVERAGE): v for k, v in state.items() if k.endswith(_AVERAGE)}
-    plain = {k: v for k, v in state.items() if not k.endswith(_AVERAGE)}
+    """Names and layouts of the authors' TensorFlow variables."""
     out = {}
-    for name, value in {**plain, **averaged}.items():
+    for name, value in state.items():
         for pattern, replacement in _TF_RENAMES:
             name = re.sub(pattern, replacement, name)
         if value.ndim == 4:

@@ -92,8 +92,6 @@ def convert(state: dict[str, Tensor], model: nn.Module, layers: Mapping[str, Map
         layer, _, leaf = rest.rpartition("/")
         norm = layer.endswith("/BatchNorm")
         ours = layers[scope][layer.removesuffix("/BatchNorm")]
-        if ours.startswith("aux.") and getattr(model, "aux", None) is None:
-            continue
         if ours in ("last_linear", "aux.fc"):
             value = value.t() if value.ndim == 2 else value
             value = value[1:] if value.shape[0] == getattr(model, "num_classes", 0) + 1 else value

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbones.convnext import ConvNeXtFrame
 from offprint.models.checkpoint import Dialect
+from offprint.models.parts import Maps, register_part
 from offprint.models.registry import Weights, register
 from offprint.models.released import hashed, top
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, Pointwise, drop_path_rates
@@ -329,8 +330,18 @@ class HorFPN(nn.Module):
         if num_outs < len(in_channels):
             raise OffprintError(f"num_outs={num_outs} is less than the {len(in_channels)} maps that come in")
         self.in_channels, self.num_outs = list(in_channels), num_outs
+        self.out_channels = out_channels
         self.lateral_convs = nn.ModuleList(ConvModule(c, out_channels, norm=False) for c in in_channels)
         self.fpn_convs = nn.ModuleList(GnConv(out_channels, 2, kind=kind, grid=GRID) for _ in in_channels)
+
+    @classmethod
+    def on(cls, before: Maps, **options) -> HorFPN:
+        """The neck over these maps; by default with one output more than there are maps."""
+        neck = cls(before.channels, **{"num_outs": len(before.channels) + 1, **options})
+        beyond = neck.num_outs - len(before.channels)
+        strides = (*before.reductions, *(before.reductions[-1] * 2 ** (i + 1) for i in range(beyond)))
+        neck.maps = Maps((neck.out_channels,) * neck.num_outs, strides)
+        return neck
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """Maps (B, in_channels[i], H_i, W_i), fine to coarse, to ``num_outs`` maps of ``out_channels``."""
@@ -370,6 +381,9 @@ class HorUPerHead(nn.Module):
         drop_rate: dropout before the classifier.
     """
 
+    classifier = "conv_seg"
+    prefixes = ("decode_head.",)  # in the authors' segmentation checkpoints
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -381,6 +395,7 @@ class HorUPerHead(nn.Module):
     ):
         super().__init__()
         *finer, last = self.in_channels = list(in_channels)
+        self.num_classes = num_classes
         self.psp_modules = nn.ModuleList(
             nn.Sequential(nn.AdaptiveAvgPool2d(scale), ConvModule(last, channels)) for scale in pool_scales
         )
@@ -391,8 +406,13 @@ class HorUPerHead(nn.Module):
         self.dropout = nn.Dropout2d(drop_rate)
         self.conv_seg = nn.Conv2d(channels, num_classes, 1)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps, fine to coarse, to logits (B, num_classes, H_0, W_0) at the finest map's size."""
+    @classmethod
+    def on(cls, before: Maps, **options) -> HorUPerHead:
+        """The head over these maps."""
+        return cls(before.channels, **options)
+
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
+        """Maps, fine to coarse, to logits (B, num_classes, H_0, W_0) at the finest map's size, or enlarged to ``size``."""
         _check_maps(maps, self.in_channels, "HorUPerHead")
 
         def resize(x: Tensor, like: Tensor) -> Tensor:
@@ -405,7 +425,8 @@ class HorUPerHead(nn.Module):
             levels[i - 1] = levels[i - 1] + resize(levels[i], levels[i - 1])
         levels = [*(conv(x) for conv, x in zip(self.fpn_convs, levels[:-1], strict=True)), levels[-1]]
         fused = torch.cat([levels[0], *(resize(x, levels[0]) for x in levels[1:])], 1)
-        return self.conv_seg(self.dropout(self.fpn_bottleneck(fused)))
+        logits = self.conv_seg(self.dropout(self.fpn_bottleneck(fused)))
+        return logits if size is None else F.interpolate(logits, size, mode="bilinear", align_corners=False)
 
 
 _DIMS = {"tiny": 64, "small": 96, "base": 128, "large": 192}
@@ -499,3 +520,5 @@ register(
         "finetuning": {name: {**RECIPE, **_FINE} for name in ("hornet_large_7x7", "hornet_large_gf_img384")},
     },
 )
+register_part("hor_fpn", "neck", HorFPN.on, paper="hornet")
+register_part("hor_uper", "head", HorUPerHead.on, paper="hornet", task="segmentation")

@@ -166,6 +166,7 @@ class _Inception(Backbone):
     classifier = "last_linear"
     native = "cadene"
     minimum = 75
+    optional_state = r"^aux\."  # many releases hold no side classifier
     aux_weight = 0.4  # of the side classifier's loss
 
     _steps: tuple[str, ...]
@@ -259,7 +260,7 @@ def _from_slim(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return _slim.convert(state, model, slim_names())
 
 
-SLIM = Dialect("tensorflow", ignore=r"ExponentialMovingAverage|RMSProp|Momentum|global_step", reshape=_from_slim)
+SLIM = Dialect("tensorflow", ignore=r"RMSProp|Momentum|global_step", reshape=_from_slim)
 
 
 # -- Inception-v4 ----------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class MobileNetV2(Backbone):
                 (r"^blocks\.(\d)\.(\d)\.(conv_pwl|conv_pw|conv_dw|bn\d)\.", _timm_block),
             ),
         ),
-        Dialect("tensorflow", _SLIM, r"ExponentialMovingAverage|RMSProp|Momentum|global_step", _from_slim),
+        Dialect("tensorflow", _SLIM, r"RMSProp|Momentum|global_step", _from_slim),
     )
 
     def __init__(
@@ -221,9 +221,9 @@ class MobileNetV2(Backbone):
         layers: list[nn.Module] = [ConvNormAct(in_chans, channels, 3, 2, eps=eps, same=same_padding)]
         stride, dilation = 2, 1
         self.pyramid_channels, self.pyramid_reductions, self._ends = [channels], [2], [0]
-        self._strided: list[
-            int
-        ] = []  # the block that ends each stride: its expanded map is the last of the stride before
+        # the block that ends each stride: its expanded map is the last of the stride before
+        self._strided: list[int] = []
+        self._tap = 0  # the block whose expanded map SSDLite reads, in that form
         for t, c, n, s in settings:
             out = make_divisible(c * width)
             for i in range(n):
@@ -253,6 +253,16 @@ class MobileNetV2(Backbone):
         self.optional_state = rf"^features\.{last}\."
         return self
 
+    def as_ssd_features(self) -> MobileNetV2:
+        """The two maps that SSDLite reads: an expanded layer at stride 16, and the 1280 channels at stride 32 (Sec. 6.2)."""
+        self._tap = self._strided[-1]
+        self.pyramid_channels = [self.features[self._tap].conv[0][0].out_channels, self.num_features]
+        self.pyramid_reductions = [16, 32]
+        self.pyramid_modules = [f"features.{self._tap}", f"features.{len(self.features) - 1}"]
+        self.out_indices = (0, 1)
+        self._behead()
+        return self
+
     def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """A TensorFlow checkpoint brings its BatchNorm epsilon and its padding with it."""
         if state.pop("padding.same", None) is None:
@@ -276,7 +286,16 @@ class MobileNetV2(Backbone):
         return [*groups[:-2], [*groups[-2], *groups[-1]]] if self.whole else groups
 
     def walk(self, x: Tensor) -> Iterator[Tensor]:
-        """The last map of each stride, finest first; all are linear bottlenecks."""
+        """The last map of each stride, finest first; all are linear bottlenecks (:meth:`as_ssd_features` gives others)."""
+        if self._tap:
+            x = self.run(self.features[: self._tap], x)
+            expand, *rest = self.features[self._tap].conv  # its stride is above 1, so nothing is added
+            x = expand(x)
+            yield x
+            for layer in rest:
+                x = layer(x)
+            yield self.run(self.features[self._tap + 1 :], x)
+            return
         for i, block in enumerate(self.features):
             if i > self._ends[-1]:
                 break

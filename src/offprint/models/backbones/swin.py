@@ -257,7 +257,7 @@ class SwinTransformer(MaskedTokens, Backbone):
     """
 
     input_layers = ("patch_embed.proj",)
-    optional_state = rf"^norm\d\.|^mask_token$|{BUFFERS}"
+    optional_state = rf"^norm\d\.|^mask_token$|^decoder\.|{BUFFERS}"  # the decoder is of SimMIMs files
     undecayed = r"absolute_pos_embed|mask_token|relative_position_bias_table"
     dialects: ClassVar[tuple[Dialect, ...]] = (Dialect("timm", TIMM), Dialect("torchvision", TORCHVISION))
     merging: ClassVar[type[nn.Module]] = PatchMerging

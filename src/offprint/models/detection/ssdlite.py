@@ -14,7 +14,7 @@ The scores are independent (sigmoid); class 0 is the background.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -24,10 +24,11 @@ from torchvision.models.detection._utils import BoxCoder, SSDMatcher
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, nms
 
 from offprint.errors import DataError, OffprintError
-from offprint.models.backbones.mobilenet_v2 import ConvNormAct, MobileNetV2
+from offprint.models.backbones.mobilenet_v2 import ConvNormAct
 from offprint.models.checkpoint import Dialect
-from offprint.models.factory import create_model
-from offprint.models.registry import entry, register
+from offprint.models.compose import Composed, Detector, compose
+from offprint.models.parts import Maps, last, maps_of, register_part
+from offprint.models.registry import register
 from offprint.nn.precision import wide, wide_dtype
 
 EXTRAS = (512, 256, 256, 128)
@@ -63,60 +64,36 @@ def anchors(sizes: tuple[tuple[int, int], ...], dtype: torch.dtype = torch.float
     return torch.cat(boxes).to(dtype)
 
 
-class SSDEncoder(MobileNetV2):
-    """MobileNetV2 giving the two maps SSDLite reads: an expanded layer at stride 16, and the 1280 channels at stride 32."""
-
-    def as_features(self, out_indices=None) -> SSDEncoder:
-        """Keep all of the trunk; only the classifier goes."""
-        block = self.features[self._strided[-1]]
-        self.pyramid_channels = [block.conv[0][0].out_channels, self.num_features]
-        self.pyramid_reductions = [16, 32]
-        self.pyramid_modules = [f"features.{self._strided[-1]}", f"features.{len(self.features) - 1}"]
-        self.out_indices = (0, 1)
-        self._behead()
-        return self
-
-    def walk(self, x: Tensor) -> Iterator[Tensor]:
-        tap = self._strided[-1]
-        x = self.run(self.features[:tap], x)
-        expand, *rest = self.features[tap].conv  # its stride is above 1, so nothing is added
-        wide = expand(x)
-        yield wide
-        x = wide
-        for layer in rest:
-            x = layer(x)
-        yield self.run(self.features[tap + 1 :], x)
-
-
 def _predictor(channels: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(ConvNormAct(channels, channels, 3, groups=channels, eps=EPS), nn.Conv2d(channels, outputs, 1))
 
 
-class SSDLite(nn.Module):
-    """Encoder, four extra blocks, and a separable predictor of scores and of boxes on each of the six maps.
+class SSDLiteHead(nn.Module):
+    """Four extra blocks, and a separable predictor of scores and of boxes on each of the six maps.
 
     Args:
-        encoder: any ``features_only`` model with ``feature_info``; its last two maps are used.
+        before: the maps that come in; the last two are used.
         num_classes: classes with the background, which is class 0 (91 for COCO).
-        in_chans: image channels of the encoder.
 
     :meth:`forward` gives raw scores and box codes; :meth:`detect` gives boxes; :meth:`losses` trains.
     """
 
-    dialects = (Dialect("torchvision", ((r"^features\.", "encoder.features."),)),)
-    input_layers = ("encoder.features.0.0",)
+    whole_dialects = (
+        Dialect("offprint 0.1", ((r"^encoder\.", "backbone."), (r"^(extra|classification|regression)\.", r"head.\1."))),
+        Dialect("torchvision", ((r"^features\.", "backbone.features."), (r"^(?!backbone\.)", "head."))),
+    )  # fmt: skip
 
-    def __init__(self, encoder: nn.Module, num_classes: int = 91, in_chans: int = 3):
+    def __init__(self, before: Maps, num_classes: int = 91):
         super().__init__()
-        if not hasattr(encoder, "feature_info") or len(encoder.feature_info.channels()) < 2:
+        if len(before.channels) < 2:
             raise OffprintError(
-                f"SSDLite reads two maps, and {type(encoder).__name__} gives fewer; "
+                f"SSDLite reads two maps, and {len(before.channels)} came in; "
                 "build the encoder with features_only=True, from a backbone of several strides"
             )
         if num_classes < 2:
             raise OffprintError(f"num_classes={num_classes}; class 0 is the background, so at least 2 are needed")
-        self.encoder, self.num_classes, self.in_chans = encoder, num_classes, in_chans
-        widths = [*encoder.feature_info.channels()[-2:], *EXTRAS]
+        self.num_classes = num_classes
+        widths = [*before.channels[-2:], *EXTRAS]
         self.extra = nn.ModuleList(
             nn.Sequential(
                 ConvNormAct(cin, out // 2, eps=EPS),
@@ -135,8 +112,9 @@ class SSDLite(nn.Module):
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
-        maps = list(self.encoder(x)[-2:])
+    def six(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The two maps that come in, and the four of the extra blocks."""
+        maps = list(maps[-2:])
         for block in self.extra:
             maps.append(block(maps[-1]))
         return maps
@@ -150,33 +128,40 @@ class SSDLite(nn.Module):
             out.append(torch.cat(rows, 1))
         return out[0], out[1]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores before the sigmoid (B, anchors, num_classes) and box codes (B, anchors, 4) of images (B, C, H, W)."""
-        return self._raw(self._maps(x))
+    def forward(self, maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+        """Scores before the sigmoid (B, anchors, num_classes) and box codes (B, anchors, 4); they do not depend on ``size``."""
+        return self._raw(self.six(maps))
 
-    def _predict(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        maps = self._maps(x)
+    def _predict(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        maps = self.six(maps)
         scores, codes = self._raw(maps)
         sizes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
         return scores, codes, anchors(sizes, wide_dtype(codes.dtype)).to(codes.device)
 
     @torch.no_grad()
     def detect(
-        self, x: Tensor, *, score_threshold: float = 1e-8, iou_threshold: float = 0.6, limit: int = 100
+        self,
+        maps: Sequence[Tensor],
+        size: tuple[int, int],
+        *,
+        score_threshold: float = 1e-8,
+        iou_threshold: float = 0.6,
+        limit: int = 100,
     ) -> list[dict[str, Tensor]]:
         """Objects in each image.
 
         Args:
-            x: images (B, C, H, W), normalised.
+            maps: the maps that come in.
+            size: (height, width) of the images.
             score_threshold: lowest score kept.
             iou_threshold: of two boxes of one class that overlap more than this, the better stays.
             limit: most objects per image.
 
         Returns:
-            Per image ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels of ``x``, ``scores`` (N,) falling, ``labels`` (N,) from 1.
+            Per image ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, ``scores`` (N,) falling, ``labels`` (N,) from 1.
         """
-        scores, codes, base = self._predict(x)
-        height, width = x.shape[-2:]
+        scores, codes, base = self._predict(maps)
+        height, width = size
         scale = codes.new_tensor([width, height, width, height])
         found = []
         for image_scores, image_codes in zip(wide(scores).sigmoid()[..., 1:], wide(codes), strict=True):
@@ -201,7 +186,9 @@ class SSDLite(nn.Module):
             )
         return found
 
-    def losses(self, x: Tensor, targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    def losses(
+        self, maps: Sequence[Tensor], size: tuple[int, int], targets: list[dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """``classification`` and ``box_regression`` losses of a batch; their sum is what is minimised.
 
         An anchor is positive where it overlaps an object by 0.5 and more, or is the best of an object. Cross-entropy of the
@@ -209,15 +196,16 @@ class SSDLite(nn.Module):
         positive and at least three per image, none that overlaps a harder one by 0.99.
 
         Args:
-            x: images (B, C, H, W), normalised.
+            maps: the maps that come in.
+            size: (height, width) of the images.
             targets: per image ``boxes`` (N, 4) as x1, y1, x2, y2 in pixels, and ``labels`` (N,) from 1 to num_classes - 1.
 
         Raises:
             DataError: targets that do not belong to the batch, boxes without area, labels out of range.
         """
-        self._check_targets(x, targets)
-        scores, codes, base = self._predict(x)
-        height, width = x.shape[-2:]
+        self._check_targets(len(maps[0]), targets)
+        scores, codes, base = self._predict(maps)
+        height, width = size
         scale = codes.new_tensor([width, height, width, height])
         matcher = SSDMatcher(0.5)
         class_losses, box_losses, positives = [], [], 0
@@ -251,9 +239,9 @@ class SSDLite(nn.Module):
         allowed = max(least, ratio * int(is_positive.sum()))
         return kept[is_positive | ((~is_positive).cumsum(0) <= allowed)]
 
-    def _check_targets(self, x: Tensor, targets: list[dict[str, Tensor]]) -> None:
-        if len(targets) != len(x):
-            raise DataError(f"{len(targets)} targets were given for {len(x)} images; give one per image")
+    def _check_targets(self, count: int, targets: list[dict[str, Tensor]]) -> None:
+        if len(targets) != count:
+            raise DataError(f"{len(targets)} targets were given for {count} images; give one per image")
         for index, target in enumerate(targets):
             missing = [k for k in ("boxes", "labels") if k not in target]
             if missing:
@@ -276,22 +264,34 @@ class SSDLite(nn.Module):
                 )
 
 
-def ssdlite(backbone: str = "mobilenetv2_100", num_classes: int = 91, in_chans: int = 3, **backbone_kwargs) -> SSDLite:
+class SSDLite(Detector):
+    """An encoder and the head.
+
+    Args:
+        encoder: any ``features_only`` model with ``feature_info``; its last two maps are used.
+        num_classes: classes with the background, which is class 0 (91 for COCO).
+        in_chans: image channels of the encoder.
+    """
+
+    def __init__(self, encoder: nn.Module, num_classes: int = 91, in_chans: int = 3):
+        super().__init__(encoder, None, SSDLiteHead(maps_of(encoder), num_classes))
+        self.in_chans = in_chans
+
+
+def ssdlite(backbone: str = "mobilenetv2_100", num_classes: int = 91, in_chans: int = 3, **backbone_kwargs) -> Composed:
     """SSDLite on a backbone of the registry.
 
     Args:
         backbone: name of any backbone with two maps or more.
-        num_classes, in_chans: as in :class:`SSDLite`.
+        num_classes: as in :class:`SSDLiteHead`.
+        in_chans: image channels.
         **backbone_kwargs: the backbone's own arguments.
     """
-    spec = entry(backbone)
-    if spec.build is MobileNetV2:
-        made = SSDEncoder(in_chans, 0, **{"eps": EPS, **spec.kwargs, **backbone_kwargs})
-        return SSDLite(made.as_features(), num_classes, in_chans)
-    encoder = create_model(backbone, in_chans=in_chans, features_only=True, **backbone_kwargs)
-    return SSDLite(encoder, num_classes, in_chans)
+    return compose(backbone, head="ssdlite", num_classes=num_classes, in_chans=in_chans, **backbone_kwargs)
 
 
+register_part("ssdlite", "head", SSDLiteHead, paper="mobilenet-v2", task="detection", takes=last(2),
+              form="as_ssd_features", prefers={"eps": EPS})  # fmt: skip
 register(
     paper="mobilenet-v2",
     kind="detection",

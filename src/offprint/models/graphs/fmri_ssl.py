@@ -83,7 +83,8 @@ class BrainEncoder(nn.Module):
     """
 
     native = "stagin"
-    optional_state = r"^(readout_modules|transformer_modules|linear_layers|token_parameter)\b"  # of fine-tuned files
+    # of fine-tuned files, and of whole pre-training files
+    optional_state = r"^(readout_modules|transformer_modules|linear_layers|token_parameter|mask_token|(node|edge)_decoder|temporal)\b"
 
     def __init__(
         self,
