@@ -430,3 +430,14 @@ def test_a_model_of_a_new_kind_is_one_file_and_every_verb_knows_it(throwaway, ru
         sys.path.pop(0)
     assert "throwaway-masks" in page and "tiny_segmenter" in page and "--border" in page
     assert load_file(tmp_path / "r" / "model.safetensors")
+
+
+def test_a_head_by_name_trains_and_is_rebuilt(run, pictures, tmp_path):
+    code, said = run("train", "-m", "convnext_tiny", "--head", "linear_probe", "-d", pictures, "--out", "r", "--epochs", "1", "--size", "32",
+                     "--set", "mixup=0", "--set", "cutmix=0", "-o", "depths=(1,1,1,1)", "-o", "dims=(8,8,16,16)", "--logger", "none",
+                     "--accelerator", "cpu")  # fmt: skip
+    assert code == 0, said
+    assert read_about(tmp_path / "r")["model"] == "convnext_tiny+linear_probe"
+    assert run("evaluate", "r")[0] == 0
+    code, said = run("train", "-m", "convnext_tiny", "--head", "ssdlite", "-d", pictures)
+    assert code == 2 and "no task here trains or runs it yet" in said

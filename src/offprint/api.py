@@ -54,10 +54,13 @@ def models_of(task: str) -> list[str]:
     return [name for name in list_models() if found.fits(entry(name))]
 
 
-def choose_for_training(model: str, task: str | None = None, head: str | None = None) -> tuple[Task, Entry]:
+def choose_for_training(
+    model: str, task: str | None = None, neck: str | None = None, head: str | None = None
+) -> tuple[Task, Entry]:
     """The task that ``train`` would run for a model, or for the folder of a run, and the model that would be trained."""
     if is_run(model):
         about = read_about(model)
-        chosen = by_name(task or about["task"])
-        return chosen, entry(chosen.inherit(about)[0])
-    return choose(model, task, head), entry(model)
+        task = task or about["task"]
+        model = by_name(task).inherit(about)[0]
+    name = "+".join(filter(None, (model, neck, head)))
+    return choose(name, task), entry(name)

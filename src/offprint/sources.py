@@ -1,7 +1,8 @@
 """Which of our files a figure was computed by, and their digest: evidence measured by other sources is stale.
 
 The files are found by reading import statements (those inside functions too), starting from the module of a proof, a model or a
-task. Packages that carry figures and do not compute them (ledger, catalogue, the contract of proofs, errors, files) do not count.
+task. What carries figures and does not compute them (ledger, catalogue, registers, the contracts of proofs and tasks, folders, errors,
+files) does not count.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent
 FRAME = frozenset(
     "offprint offprint.api offprint.errors offprint.files offprint.sources offprint.report offprint.reproduction offprint.proofs offprint.ledger "
-    "offprint.catalog offprint.catalog.evidence offprint.models.hub offprint.models.sharing".split()
+    "offprint.catalog offprint.catalog.evidence offprint.models.hub offprint.models.sharing offprint.models.registry "
+    "offprint.tasks.contract offprint.tasks.folder offprint.tasks.settings offprint.tasks.results offprint.data.home "
+    "offprint.data.datasets".split()
 )
 
 

@@ -19,6 +19,7 @@ def export(
         None, help="Input size without the batch axis; repeat, e.g. --size 3 --size 64 --size 64."
     ),
     option: list[str] = typer.Option([], "--option", "-o", help="Argument of the model, name=value; may be repeated."),
+    dynamic: str = typer.Option("batch", help="Sizes that stay free, with commas: batch,height,width."),
     merge: bool = typer.Option(True, help="Deploy first: merge branches and fold BatchNorm."),
 ) -> None:
     """Export for use outside this library."""
@@ -37,5 +38,6 @@ def export(
     if size:
         sample = torch.randn(1, *size)
     file = output or Path(f"{name}.{'onnx' if format_ == 'onnx' else 'pt2'}")
-    moved = export_model(network, file, format_, sample=sample, merge=merge)
+    free = [name.strip() for name in dynamic.split(",") if name.strip()]
+    moved = export_model(network, file, format_, sample=sample, merge=merge, dynamic=free)
     out.print(f"{file}: largest difference from the eager model {moved:.1e}", highlight=False, soft_wrap=True)

@@ -49,7 +49,7 @@ def _train(
 
     from offprint.api import choose_for_training, train
 
-    chosen, start = choose_for_training(model, task, head)
+    chosen, start = choose_for_training(model, task, neck, head)
     recipe = chosen.recipe(start, stage, {})
     fields = {f.name: f.default for f in dataclasses.fields(recipe)}
     plain, options, fields_given = cli.split_words(ctx.args, chosen.offers(), "train", chosen.name, fields)

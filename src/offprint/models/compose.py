@@ -94,6 +94,8 @@ class Composed(nn.Module):
 class Detector(Composed):
     """A composed model whose head finds objects."""
 
+    head: Any
+
     @torch.no_grad()
     def detect(self, x: Tensor, **options) -> list[dict[str, Tensor]]:
         """Objects in each image (B, C, H, W), normalised: ``boxes`` (N, 4) in pixels of ``x``, ``scores``, ``labels``; options are the head's."""
@@ -174,10 +176,10 @@ def compose(
         picks.append(indices)
         if kind == "neck":
             maps = maps_of(modules[-1])
-    kind = Detector if part(named[-1][0]).task == "detection" else Composed
+    made = Detector if part(named[-1][0]).task == "detection" else Composed
     if len(modules) == 1:
-        return kind(encoder, None, modules[0], None, picks[0])
-    return kind(encoder, modules[0], modules[1], *picks)
+        return made(encoder, None, modules[0], None, picks[0])
+    return made(encoder, modules[0], modules[1], *picks)
 
 
 def _entry(name: str) -> registry.Entry:
@@ -190,8 +192,8 @@ def _entry(name: str) -> registry.Entry:
     spec, head = registry.entry(backbone), part(rest[-1])
     kwargs = {"backbone": backbone, "head": rest[-1], **({"neck": rest[0]} if len(rest) == 2 else {})}
     return registry.Entry(
-        name, head.paper or spec.paper, head.task, compose, kwargs, spec.input_size, spec.preprocessing, {}, spec.recipe,
-        compose.__module__,
+        name, head.paper or spec.paper, head.task, compose, kwargs, spec.input_size, spec.preprocessing, {}, spec.recipes,
+        compose.__module__, head.task,
     )  # fmt: skip
 
 

@@ -205,7 +205,8 @@ class ImageClassification(Task):
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
         classes = about["classes"]
         options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = make(about["model"], {k: about[k] for k in ("neck", "head") if k in about}, num_classes=len(classes),
+        model = create_model(
+            about["model"], num_classes=len(classes),
                      checkpoint_path=str(folder / "model.safetensors"), **options)  # fmt: skip
         return Ready(self, model.eval(), about["model"], about, folder)
 
@@ -293,19 +294,16 @@ class ImageClassification(Task):
 
 def start(job: Job, num_classes: int | None) -> torch.nn.Module:
     """The network of a job with the weights it starts from; a classifier of another size is replaced."""
-    network = make(job.model, job.parts, pretrained=job.pretrained, num_classes=num_classes, **job.model_options)
+    options, pretrained = dict(job.model_options), job.pretrained
+    backbone, plus, _ = job.model.partition("+")
+    if plus and pretrained:  # of the parts, only a backbone has weights of its own
+        options["backbone"], pretrained = {"name": backbone, "pretrained": pretrained}, False
+    network = create_model(job.model, pretrained=pretrained, num_classes=num_classes, **options)
     if job.checkpoint:
         from offprint.models.checkpoint import load_weights
 
         load_weights(network, job.checkpoint, drop_head=True)
     return network
-
-
-def make(model: str, parts: Mapping[str, str], **arguments: Any) -> torch.nn.Module:
-    """A model by name, or a backbone with the parts that were chosen."""
-    if parts:
-        raise OffprintError(f"--{next(iter(parts))}: {model} is built whole")
-    return create_model(model, **arguments)
 
 
 def own_source(ready: Ready) -> str:

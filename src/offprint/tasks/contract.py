@@ -47,7 +47,6 @@ class Job:
         recipe: fields of it, as overridden; the task turns them into ``how``.
         options: what :meth:`Task.open` is told of the data.
         model_options: arguments of the model.
-        parts: ``neck`` and ``head`` to be set on a backbone.
         pretrained, checkpoint: where the weights come from.
         say: told what was found, before the work begins.
         how: the recipe in use.
@@ -63,7 +62,6 @@ class Job:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     model_options: dict[str, Any] = field(default_factory=dict)
-    parts: Mapping[str, str] = field(default_factory=dict)
     pretrained: bool | str = False
     checkpoint: str | None = None
     callbacks: Sequence[Callback] = ()
@@ -252,7 +250,7 @@ class Task:
             job.say(line)
         torch.manual_seed(job.run.seed)
         job.network = self.build(job)
-        about = {"task": self.name, "model": job.model, "stage": job.stage, **dict(job.parts),
+        about = {"task": self.name, "model": job.model, "stage": job.stage,
                  "options": job.model_options, "recipe": dataclasses.asdict(job.how), "seed": job.run.seed,
                  "started_from": str(job.pretrained or job.checkpoint or ""), **self.about(job)}  # fmt: skip
         told = {"source": str(job.source)[:300], "data_options": _plain(job.options), **self.told(job)}
@@ -401,7 +399,7 @@ def tasks_of(model: str) -> list[str]:
     return sorted(names, key=lambda name: name != spec.task)
 
 
-def choose(model: str, wanted: str | None = None, head: str | None = None) -> Task:
+def choose(model: str, wanted: str | None = None) -> Task:
     """The task that a model serves: its own, or the one that is wanted.
 
     Raises:
@@ -414,7 +412,7 @@ def choose(model: str, wanted: str | None = None, head: str | None = None) -> Ta
             return by_name(spec.task)
         raise OffprintError(f"{model} {what_it_does(spec)}")
     found = by_name(wanted)
-    if not found.fits(spec) and head is None:
+    if not found.fits(spec):
         raise OffprintError(f"{model} {what_it_does(spec)}; --task {wanted} is for models such as {_examples(found)}")
     return found
 
@@ -475,7 +473,7 @@ def train(
     """Train a model on data by its paper's recipe.
 
     Args:
-        model: name of a model, or the folder of a run, whose weights are started from.
+        model: name of a model (also ``BACKBONE+HEAD``), or the folder of a run, whose weights are started from.
         data: what the task opens (``offprint tasks NAME`` says what): a folder, a table, a name, ``sample:...``.
         out: folder of the run: checkpoints, logs, ``model.safetensors``, ``settings.json``, ``summary.json``.
         task: where the model serves several.
@@ -483,7 +481,7 @@ def train(
         recipe: fields of the recipe that differ from the paper's.
         options: the task's choices about the data.
         model_options: arguments of the model.
-        neck, head: parts to set on a backbone (see :func:`offprint.models.parts`).
+        neck, head: parts to set on a backbone (see :func:`offprint.models.parts.parts`): short for ``BACKBONE+NECK+HEAD``.
         pretrained, checkpoint: weights to start from: released ones, or a file.
         callbacks: Lightning's, besides those of every run.
         say: called with lines about what was found in the data.
@@ -505,17 +503,17 @@ def train(
         start, inherited = by_name(task or about["task"]).inherit(about)
         task, model_options = task or about["task"], {**inherited, **model_options}
         checkpoint = checkpoint or str(Path(model) / WEIGHTS)
-    chosen = choose(start, task, head)
+    start = "+".join(filter(None, (start, neck, head)))
+    chosen = choose(start, task)
     if pretrained and checkpoint:
         raise OffprintError("pretrained and checkpoint were both given; choose one source of weights")
     known = chosen.offers()
     for name in options or {}:
         if name not in known:
             raise unknown(f"option of the task {chosen.name}", name, known)
-    parts = {k: v for k, v in (("neck", neck), ("head", head)) if v}
     job = Job(
         start, data, Path(out), (run or Run()).but(**settings), stage, dict(recipe or {}), dict(options or {}), model_options,
-        parts, pretrained, checkpoint, tuple(callbacks), say or (lambda text: None),
+        pretrained, checkpoint, tuple(callbacks), say or (lambda text: None),
     )  # fmt: skip
     return chosen.train(job)
 

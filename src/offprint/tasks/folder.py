@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,10 @@ class RunFolder:
         begun = any((self.path / name).exists() for name in (LAST, "state.pt", WEIGHTS))
         if resume and begun and is_run(self.path):
             before = read_about(self.path)
-            changed = _changed(before, about, free)
-            if changed:
+            differing = changed(before, about, free)
+            if differing:
                 raise OffprintError(
-                    f"{self.path} holds a run with another {', '.join(changed)}; resume it with the same settings, "
+                    f"{self.path} holds a run with another {', '.join(differing)}; resume it with the same settings, "
                     "choose another --out, or pass --no-resume to start over"
                 )
         elif self.writes:
@@ -162,7 +162,7 @@ class RunFolder:
             atomic_write(self.path / SUMMARY, json.dumps(figures, indent=1))
 
 
-def _changed(before: Mapping[str, Any], about: Mapping[str, Any], free: set[str]) -> list[str]:
+def changed(before: Mapping[str, Any], about: Mapping[str, Any], free: Container[str] = ()) -> list[str]:
     """Names that differ; within a mapping, the names in it."""
     found = []
     for name, value in about.items():

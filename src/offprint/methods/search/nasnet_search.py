@@ -34,6 +34,7 @@ from offprint.errors import OffprintError, unknown
 from offprint.files import atomic_write
 from offprint.models.backbones.nasnet import COMBINATIONS, OPERATIONS, Genotype
 from offprint.models.checkpoint import read_file
+from offprint.tasks.folder import changed
 
 STRATEGIES = ("ppo", "random")
 WRITE_EVERY = 5.0  # seconds between two writes of the state
@@ -204,6 +205,11 @@ def _reward(evaluate: Callable[[Genotype], float], job: tuple[Genotype, int]) ->
     return value
 
 
+def _of(settings: dict[str, Any], name: str) -> Any:
+    """The value of a setting; of some within one, that one whole."""
+    return settings.get(name.partition(" ")[0])
+
+
 class _State:
     """All that a search must remember, in one file that is written whole or not at all."""
 
@@ -216,11 +222,11 @@ class _State:
             if not isinstance(kept, dict) or "settings" not in kept:
                 raise OffprintError(f"{self.path} is not the state of a search; choose another file")
             before = json.loads(kept["settings"])
-            changed = [k for k in settings if settings[k] != before.get(k)]
-            if changed:
+            differing = changed(before, settings)
+            if differing:
                 raise OffprintError(
-                    f"{self.path} holds a search with another {', '.join(changed)} "
-                    f"({', '.join(f'{k}={before.get(k)}' for k in changed)}); go on with the same settings, or choose another file"
+                    f"{self.path} holds a search with another {', '.join(differing)} "
+                    f"({', '.join(f'{k}={_of(before, k)}' for k in differing)}); go on with the same settings, or choose another file"
                 )
             self.choices, self.rewards, self.learnt = kept["choices"], kept["rewards"].tolist(), kept["learnt"]
 
