@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from offprint.cli import main as command
 from offprint.errors import DataError, OffprintError
-from offprint.methods.curation import _kmeans, _tables, concept_pruning, parquet
+from offprint.methods.curation import _kmeans, _passes, _tables, concept_pruning
 from offprint.methods.curation._select import choose, random_keys, select, sort_keys, target
 from offprint.methods.curation.concept_pruning import (
     COMPLEXITIES,
@@ -366,7 +366,8 @@ def test_baselines_from_files(files, tmp_path, source):
     prune_parquet(files / source, out, 500, method="ssp", k=15, eps=0.01, dedup_clusters=3, balance=0)
     assert (rows_of(out) == left[ssp_pruning(X[left], keep=500, k=15, balance=0)]).all()
     prune_parquet(files / source, out, 0.2, method="random")
-    assert (rows_of(out) == random_pruning(N, 0.2)).all() and pq.read_table(out).column_names == ["row"]
+    assert (rows_of(out) == random_pruning(N, 0.2)).all()
+    assert pq.read_table(out).column_names == ["key", "embedding", "text", "row"]
     prune_parquet(files / source, out, 100, method="random", eps=0.01, dedup_clusters=3)
     assert set(rows_of(out)) <= set(left) and len(rows_of(out)) == 100
     prune_parquet(files / source, out, 0.2, method="clip-score", text_column="text")
@@ -396,7 +397,7 @@ def test_sources_and_columns(files, tmp_path):
 @pytest.mark.parametrize(("block", "chunk", "tile"), [(64, 1 << 16, 512), (1000, 130, 33)])
 def test_blocks_of_any_size_give_the_same(files, tmp_path, monkeypatch, block, chunk, tile):
     expected = density_based_pruning(X, 0.3, k=15, eps=0.01, dedup_clusters=4)
-    for module in (_kmeans, _tables, parquet):
+    for module in (_kmeans, _passes, _tables):
         for name, value in (("BLOCK", block), ("CHUNK", chunk), ("TILE", tile)):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
@@ -463,7 +464,7 @@ def _killed(source, out, options, stop_at):
     "stop_at", [("sample", 600), ("assign", 900), ("gather", 900), ("compare", 900), ("refine 2", 900), ("write", 200)]
 )
 def test_goes_on_after_a_kill(files, tmp_path, monkeypatch, stop_at):
-    for module in (_kmeans, _tables, parquet):
+    for module in (_kmeans, _passes, _tables):
         monkeypatch.setattr(module, "BLOCK", 128)
     options = {"k": 15, "eps": 0.01, "dedup_clusters": 4, "columns": ["key"], "refine": 3}
     out, whole = tmp_path / "out.parquet", tmp_path / "whole.parquet"
@@ -662,7 +663,7 @@ def test_files_that_cannot_be_read(files, tmp_path):
         prune_parquet(table(), out, 0.5, engine="ray")
     clash = table().rename_columns(["row", "embedding", "text"])
     with pytest.raises(OffprintError, match="has a column 'row'"):
-        prune_parquet(clash, out, 0.5, columns="*")
+        prune_parquet(clash, out, 0.5, columns=["row"])
     other = pa.table({"embedding": list(X[:9]), "text": [[1.0]] * 9})
     with pytest.raises(OffprintError, match="one dimension"):
         prune_parquet(other, out, 0.5, method="clip-score", text_column="text")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from offprint.cli.console import bar, out
+from offprint.cli.console import bar, errors, out
 
 
 def prune(
@@ -17,7 +17,13 @@ def prune(
     output: Path = typer.Option(None, "--out", help="Parquet file of the kept rows; default SOURCE_kept.parquet."),
     column: str = typer.Option("embedding", help="The column of embeddings."),
     ids: str = typer.Option(None, help="A column of ids, copied first."),
-    copy: list[str] = typer.Option([], help="Another column to copy; may be repeated; '*' for all."),
+    columns: str = typer.Option(
+        "all", help="The table's own columns to keep: all, none, or names with commas between."
+    ),
+    copy: list[str] = typer.Option([], hidden=True, help="The old name of --columns; may be repeated."),
+    on_error: str = typer.Option(
+        "stop", help="Rows without a usable embedding (null, NaN, zeros): stop, or skip, which counts them."
+    ),
     ids_out: Path = typer.Option(None, help="Also write the kept ids to this text file, one a line (needs --ids)."),
     report: Path = typer.Option(None, help="Also write what happened to each cluster to this .csv or .json file."),
     method: str = typer.Option(None, help="dbp (default), ssp, semdedup, random or clip-score."),
@@ -74,7 +80,7 @@ def prune(
 
         result = prune_parquet(
             source, file, _number(keep), column=column, text_column=text_column, id_column=ids,
-            columns="*" if "*" in copy else copy, engine=engine, state=state, keep_state=keep_state, resume=resume,
+            columns=_columns(columns, copy), on_error=on_error, engine=engine, state=state, keep_state=keep_state, resume=resume,
             progress=advance, **options,
         )  # fmt: skip
     if ids_out is not None:
@@ -83,6 +89,23 @@ def prune(
         _write_report(result, report)
     removed = f", {result.duplicates:,} near-duplicates removed" if result.duplicates else ""
     out.print(f"{file}: {result.count:,} of {result.total:,} rows{removed}", highlight=False, soft_wrap=True)
+    if result.left_out:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in result.left_out.items())
+        out.print(
+            f"left out: {sum(result.left_out.values()):,} rows without a usable embedding ({why})", highlight=False
+        )
+
+
+def _columns(columns: str, copy: list[str]) -> str | list[str]:
+    """What --columns asks for, or --copy, its old name."""
+    if copy:
+        errors.print(
+            "[yellow]--copy is now --columns all, none or NAME,NAME; the old name goes with the next version[/]"
+        )
+        return "all" if "*" in copy else copy
+    if columns in ("all", "none", "*"):
+        return columns
+    return [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _beside(source: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,17 @@ from typing import Any
 import numpy as np
 
 from offprint.errors import DataError, OffprintError, unknown
+from offprint.files import fetched
 
 SUFFIXES = (".npy", ".npz", ".csv", ".tsv")
 ID_COLUMNS = ("subject", "participant_id", "subject_id", "id", "sub")
 EMPTY = ("", "n/a", "na", "nan", "none", "null")
 SIMULATED = "SIMULATED"
+_MOST_NOTES = 8  # regions that are told one by one
+
+
+class SeriesWarning(UserWarning):
+    """Something of the series says nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +38,15 @@ class Scans:
         ids: one name per scan.
         series: float32 arrays (T, N), standardised over time per region; T may differ, N does not.
         about: what the source says of itself; simulated data say so here.
+        regions: their names, where a table has a line of them.
+        notes: what reading found worth saying, one sentence each.
     """
 
     ids: tuple[str, ...]
     series: tuple[np.ndarray, ...]
     about: str = ""
+    regions: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.series)
@@ -51,7 +62,8 @@ class Scans:
 
     def take(self, index: Sequence[int]) -> Scans:
         """Some of the scans."""
-        return Scans(tuple(self.ids[i] for i in index), tuple(self.series[i] for i in index), self.about)
+        ids, series = (tuple(values[i] for i in index) for values in (self.ids, self.series))
+        return Scans(ids, series, self.about, self.regions)
 
 
 def open_series(source: Any, *, window: int = 0, standardize: bool = True) -> Scans:
@@ -64,14 +76,19 @@ def open_series(source: Any, *, window: int = 0, standardize: bool = True) -> Sc
         window: frames a scan must exceed, 0 for no demand.
         standardize: subtract each region's mean over time and divide by its deviation; a constant region becomes 0.
 
+    Warns:
+        SeriesWarning: regions that are constant in a scan, which tell nothing; also in ``notes``.
+
     Raises:
         DataError: no such file, an unreadable one, region counts that differ, a scan that is too short, a value missing.
     """
-    about = ""
+    about, regions, again = "", (), isinstance(source, Scans)
     if isinstance(source, Scans):
-        found, about = dict(zip(source.ids, source.series, strict=True)), source.about
+        found, about, regions = dict(zip(source.ids, source.series, strict=True)), source.about, source.regions
     elif isinstance(source, str | Path):
-        found, about = _read(Path(source))
+        path = fetched(source, "the series")
+        found, about = _read(path)
+        regions = _region_names(path)
     elif isinstance(source, Mapping):
         found = {str(k): v for k, v in source.items()}
     elif isinstance(source, Sequence):
@@ -81,13 +98,37 @@ def open_series(source: Any, *, window: int = 0, standardize: bool = True) -> Sc
     if not found:
         raise DataError("no scans were given")
     scans = {name: _array(x, name) for name, x in found.items()}
-    check_series(scans, window)
+    check_series(scans, window, regions)
+    notes = source.notes if again else _constant(scans, regions, standardize)
+    for note in () if again else notes:
+        warnings.warn(note, SeriesWarning, stacklevel=2)
     made = tuple(standardise(x) if standardize else x.astype(np.float32) for x in scans.values())
-    return Scans(tuple(scans), made, about)
+    return Scans(tuple(scans), made, about, regions, notes)
 
 
-def check_series(scans: Mapping[str, np.ndarray], window: int = 0) -> None:
-    """Refuse scans that cannot be used together, naming the subject and what is wrong with it."""
+def _region(number: int, regions: Sequence[str]) -> str:
+    """What a region is called: its number from 0, and its name where there is one."""
+    return f"region {number}" + (f" ({regions[number]})" if number < len(regions) else "")
+
+
+def _constant(scans: Mapping[str, np.ndarray], regions: Sequence[str], standardize: bool) -> tuple[str, ...]:
+    """A sentence for each region that does not change in some scans."""
+    where: dict[int, list[str]] = {}
+    for name, x in scans.items():
+        for number in np.flatnonzero(x.max(0) == x.min(0)).tolist():
+            where.setdefault(number, []).append(name)
+    then = "it becomes 0 there and tells nothing" if standardize else "it tells nothing there"
+    notes = [
+        f"{_region(number, regions)} is constant in {len(names)} of {len(scans)} scans ({', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}); {then}: does the parcellation reach beyond the scan?"
+        for number, names in sorted(where.items())
+    ]
+    rest = len(notes) - _MOST_NOTES
+    return (*notes[:_MOST_NOTES], f"{rest} more regions are constant in some scans") if rest > 0 else tuple(notes)
+
+
+def check_series(scans: Mapping[str, np.ndarray], window: int = 0, names: Sequence[str] = ()) -> None:
+    """Refuse scans that cannot be used together, naming the subject and what is wrong with it; ``names`` are those of the regions."""
     first, regions = "", 0
     for name, x in scans.items():
         if x.ndim != 2 or 0 in x.shape:
@@ -100,9 +141,12 @@ def check_series(scans: Mapping[str, np.ndarray], window: int = 0) -> None:
                 + (" (it looks transposed: a scan is frames x regions)" if x.shape[0] == regions else "")
             )
         if not np.isfinite(x).all():
-            frame, region = np.argwhere(~np.isfinite(x))[0]
+            wrong = ~np.isfinite(x)
+            frame, region = np.argwhere(wrong)[0]
             raise DataError(
-                f"{name}: frame {frame}, region {region} is {x[frame, region]}; interpolate or drop such frames first"
+                f"{name}: frame {frame}, {_region(int(region), names)} is {x[frame, region]}; {wrong.sum():,} of its {wrong.size:,} values are "
+                f"not finite ({np.isnan(x).sum():,} NaN), in {wrong.any(1).sum():,} of {len(x):,} frames and {wrong.any(0).sum():,} of "
+                f"{x.shape[1]:,} regions; interpolate or drop such frames first"
             )
         if window and len(x) <= window:
             raise DataError(
@@ -156,8 +200,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], str]:
         archives = sorted(path.glob("*.npz"))
         if len(archives) == 1 and not any(path.glob("*.npy")):
             return _read(archives[0])
-        files = sorted(f for f in path.iterdir() if f.suffix in (".npy", ".csv", ".tsv") and not f.name.startswith("."))
-        files = [f for f in files if not re.search(r"(^|_)(participants|labels)$", f.stem)]
+        files = sorted(f for f in path.iterdir() if f.suffix in (".npy", ".csv", ".tsv") and not _is_labels(f))
         if not files:
             raise DataError(f"{path} holds no .npy, .csv or .tsv file; expected one (frames x regions) per subject")
         stems = [f.stem for f in files]
@@ -197,6 +240,21 @@ def _archive(path: Path) -> tuple[dict[str, np.ndarray], str]:
             raise DataError(f"{path}: {len(scans)} scans, {len(set(ids.tolist()))} different ids; expected one each")
         scans = {str(i): x for i, x in zip(ids.tolist(), scans.values(), strict=True)}
     return scans, about
+
+
+def _region_names(path: Path) -> tuple[str, ...]:
+    """The line of region names of a text table, or of the first of a folder; nothing where there is none."""
+    if path.is_dir():
+        path = next((f for f in sorted(path.iterdir()) if f.suffix in (".csv", ".tsv") and not _is_labels(f)), path)
+    if not path.is_file() or path.suffix not in (".csv", ".tsv"):
+        return ()
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        first = next((row for row in csv.reader(stream, delimiter="\t" if path.suffix == ".tsv" else ",") if row), [])
+    return () if any(_is_number(cell) for cell in first) else tuple(cell.strip() for cell in first)
+
+
+def _is_labels(path: Path) -> bool:
+    return path.name.startswith(".") or re.search(r"(^|_)(participants|labels)$", path.stem) is not None
 
 
 def _table(path: Path) -> np.ndarray:

@@ -254,9 +254,14 @@ def check_graph(graph) -> None:
     n = graph.num_nodes
     if graph.x is None:
         raise DataError("the graph has no node features (x)")
-    bad = (~torch.isfinite(graph.x)).any(1).nonzero()
-    if len(bad):
-        raise DataError(f"node {int(bad[0])} has features that are not finite; mend or remove it")
+    wrong = ~torch.isfinite(graph.x)
+    if wrong.any():
+        bad = wrong.any(1).nonzero()
+        nan = int(graph.x.isnan().sum())
+        raise DataError(
+            f"node {int(bad[0])} has features that are not finite, and {len(bad) - 1:,} of the other {n - 1:,} nodes have ({nan:,} values "
+            f"are NaN, {int(wrong.sum()) - nan:,} infinite); mend or remove them: to normalise would spread them over whole rows"
+        )
     if graph.edge_index.numel() and not (0 <= int(graph.edge_index.min()) and int(graph.edge_index.max()) < n):
         raise DataError(f"an edge points outside the {n} nodes (largest index {int(graph.edge_index.max())})")
     if graph.y is not None and len(graph.y) != n:

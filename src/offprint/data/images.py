@@ -240,7 +240,9 @@ def read_idx(folder: str | Path, part: str) -> tuple[np.ndarray, np.ndarray]:
             raw = path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
             axes = raw[3]
             shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i]) for i in range(axes)]
-            arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape))
+            arrays.append(
+                np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
+            )  # bytes cannot be written
         except (OSError, EOFError, ValueError, IndexError) as error:
             raise DataError(f"{path} (or .gz) cannot be read as IDX: {error}") from error
     return arrays[0], arrays[1]

@@ -53,8 +53,10 @@ def ssim(a: Tensor, b: Tensor, crop: int = 0, y: bool = True) -> float:
 
 def to_tensor(image) -> Tensor:
     """A PIL picture (upright, sRGB, over white where it is transparent) or (H, W, 3) uint8 array as (3, H, W) in [0, 1]."""
-    array = np.asarray(rgb(image)[0] if hasattr(image, "convert") else image)
-    return torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1).float() / 255
+    array = np.array(
+        rgb(image)[0] if hasattr(image, "convert") else image
+    )  # a copy: Pillow's own memory cannot be written
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 @torch.no_grad()

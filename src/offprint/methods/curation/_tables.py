@@ -120,8 +120,12 @@ def batches(dataset, columns: Sequence[str], start: int = 0, wanted: np.ndarray 
         row += count
 
 
-def check_column(dataset, column: str) -> int:
-    """The dimensions of a column of vectors; refuses one that is missing or holds something else."""
+def check_column(dataset, column: str, skip: bool = False) -> int:
+    """The dimensions of a column of vectors; refuses one that is missing or holds something else.
+
+    Args:
+        skip: rows without a vector may come first.
+    """
     import pyarrow as pa
 
     names = dataset.schema.names
@@ -134,7 +138,10 @@ def check_column(dataset, column: str) -> int:
     if pa.types.is_fixed_size_list(kind):
         dim = kind.list_size
     else:
-        first = next(batches(dataset, [column]))[1].column(0)[0]
+        values = (value for _, batch in batches(dataset, [column]) for value in batch.column(0))
+        first = next((value for value in values if value.is_valid or not skip), None)
+        if first is None:
+            raise DataError(f"column {column!r} holds no vector at all, in no row")
         if not first.is_valid:
             raise refuse(MISSING, 0, 0)
         dim = len(first)
@@ -143,7 +150,7 @@ def check_column(dataset, column: str) -> int:
     return dim
 
 
-def _vectors(batch, column: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
+def vectors(batch, column: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
     """A column of a batch as unit rows (n, dim) float32, and a code per row (0: good)."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -161,11 +168,14 @@ def _vectors(batch, column: str, dim: int) -> tuple[np.ndarray, np.ndarray]:
     return unit, codes
 
 
-def unit_batches(dataset, column: str, dim: int, wanted: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, unit rows) in order."""
+def unit_batches(
+    dataset, column: str, dim: int, wanted: np.ndarray | None = None, *, skip: bool = False
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, unit rows) in order; with ``skip`` a row that cannot be used is zeros, and otherwise refused."""
     for first, batch in batches(dataset, [column], wanted=wanted):
-        unit, codes = _vectors(batch, column, dim)
-        check_codes(codes, first, dim)
+        unit, codes = vectors(batch, column, dim)
+        if not skip:
+            check_codes(codes, first, dim)
         yield first, unit
 
 
@@ -184,7 +194,7 @@ class Nearest:
         self.columns, self.dim, self.centroids = [column], dim, centroids
 
     def __call__(self, batch) -> tuple[np.ndarray, np.ndarray]:
-        unit, codes = _vectors(batch, self.columns[0], self.dim)
+        unit, codes = vectors(batch, self.columns[0], self.dim)
         labels, distance = assign(unit, self.centroids)
         return np.where(codes == GOOD, labels, -codes).astype(np.int32), distance
 
@@ -196,7 +206,7 @@ class Pair:
         self.columns, self.dim = [column, other], dim
 
     def __call__(self, batch) -> tuple[np.ndarray, np.ndarray]:
-        (a, bad_a), (b, bad_b) = (_vectors(batch, c, self.dim) for c in self.columns)
+        (a, bad_a), (b, bad_b) = (vectors(batch, c, self.dim) for c in self.columns)
         return -np.maximum(bad_a, bad_b).astype(np.int32), pair_distance(a, b)
 
 
