@@ -259,6 +259,8 @@ def test_files_of_the_version_before(name):
     }
     report = offprint.load_weights(model, old)
     assert report.loaded == len(old) and not report.dropped and not report.fresh
+    grey = offprint.create_model(name, num_classes=3, in_chans=1, **SMALL["mobilenetv2_100"])
+    assert offprint.load_weights(grey, old).adapted == ["backbone.features.0.0.weight"]
     assert isinstance(model, Composed)
     with pytest.warns(DeprecationWarning, match="encoder is .backbone now"):
         assert model.encoder is model.backbone

@@ -225,7 +225,7 @@ class _Reading:
     @property
     def whose(self) -> str:
         """Whose names, by part where the parts differ."""
-        if not self.parts:
+        if self.dialect.name:
             return self.dialect.name
         known = {name: part.whose for name, part in self.parts.items() if part is not None}
         same = set(known.values())
@@ -296,47 +296,51 @@ def _read_whole(model: nn.Module, state: dict[str, Tensor], preferred: str) -> _
     return best
 
 
-def _read_parts(model: nn.Module, state: dict[str, Tensor], preferred: str) -> _Reading | None:
-    """The best reading part by part: every part takes the names under its prefix, or under one that its class knows.
+def _split(model: nn.Module, state: dict[str, Tensor], preferred: str) -> tuple[float, list[str], dict]:
+    """(score, names of no part, the reading of each part): each takes the names under its prefix, or under one its class knows.
 
     Names under no prefix may be a bare first part, such as a file of the backbone alone.
     """
-    names: tuple[str, ...] = tuple(getattr(model, "parts", ()))
+    parts: dict[str, nn.Module] = {name: getattr(model, name) for name in getattr(model, "parts", ())}
+    prefixes = {p: name for name, part in parts.items() for p in (f"{name}.", *getattr(part, "prefixes", ()))}
+    own: dict[str, dict[str, Tensor]] = {name: {} for name in parts}
+    outside: dict[str, Tensor] = {}
+    beside = []
+    for key, value in state.items():
+        prefix = max((p for p in prefixes if key.startswith(p)), key=len, default="")
+        where = own[prefixes[prefix]] if prefix else outside
+        short = key.removeprefix(prefix)
+        if short in where:
+            beside.append(key)
+        else:
+            where[short] = value
+    first = next(iter(parts))
+    if not own[first] and outside and _read(parts[first], outside, preferred):
+        own[first], outside = outside, {}
+    beside += outside
+    found, score = {}, 0.0
+    for name, part in parts.items():
+        found[name] = reading = _read(part, own[name], preferred) if own[name] else None
+        if reading is None:
+            beside += [f"{name}.{k}" for k in own[name]]
+        score += -0.25 * len(_wanted(part)[2]) if reading is None else reading.score
+    return score - 0.5 * len(beside), beside, found
+
+
+def _read_parts(model: nn.Module, state: dict[str, Tensor], preferred: str) -> _Reading | None:
+    """The best reading part by part, of the names as they are, or as one of the whole model's dialects has them."""
     best = None
-    for form, left in _forms(state, WRAPPERS) if names else ():
-        own: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-        outside: dict[str, Tensor] = {}
-        prefixes = {
-            prefix: name for name in names for prefix in (f"{name}.", *getattr(getattr(model, name), "prefixes", ()))
-        }
-        beside = list(left)
-        for key, value in form.items():
-            prefix = max((p for p in prefixes if key.startswith(p)), key=len, default=None)
-            where = outside if prefix is None else own[prefixes[prefix]]
-            short = key if prefix is None else key.removeprefix(prefix)
-            if short in where:
-                beside.append(key)
-            else:
-                where[short] = value
-        if not own[names[0]] and outside and _read(getattr(model, names[0]), outside, preferred):
-            own[names[0]], outside = outside, {}
-        beside += outside
-        found: dict[str, _Reading | None] = {}
-        score = -0.5 * len(beside)
-        for name in names:
-            part: nn.Module = getattr(model, name)
-            found[name] = reading = _read(part, own[name], preferred) if own[name] else None
-            if reading is None:
-                beside += [f"{name}.{k}" for k in own[name]]
-            score += -0.25 * len(_wanted(part)[2]) - 0.5 * len(own[name]) if reading is None else reading.score
-        if any(found.values()) and (best is None or score > best.score):
-            best = _Reading(score, Dialect(getattr(model, "native", "offprint")), left=beside, parts=found)
+    for form, left in _forms(state, WRAPPERS):
+        for candidate in (Dialect(""), *getattr(model, "dialects", ())):
+            score, beside, found = _split(model, candidate.apply(form, model), preferred)
+            score -= 0.5 * len(left)
+            if any(found.values()) and (best is None or score > best.score):
+                best = _Reading(score, candidate, left=[*left, *beside], parts=found)
     return best
 
 
 def _read(model: nn.Module, state: dict[str, Tensor], preferred: str) -> _Reading | None:
-    found = [r for r in (_read_parts(model, state, preferred), _read_whole(model, state, preferred)) if r is not None]
-    return max(found, key=lambda r: r.score) if found else None
+    return (_read_parts if getattr(model, "parts", ()) else _read_whole)(model, state, preferred)
 
 
 # -- from a dialect to tensors that fit ------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class Composed(nn.Module):
         self.backbone = backbone
         if neck is not None:
             self.neck = neck
-        self.head = head
+        self.head: Any = head
         self.parts = ("backbone", "head") if neck is None else ("backbone", "neck", "head")
         self.to_neck, self.to_head = to_neck, to_head
         self.in_chans = getattr(backbone, "in_chans", 3)
@@ -176,10 +176,10 @@ def compose(
         picks.append(indices)
         if kind == "neck":
             maps = maps_of(modules[-1])
-    made = Detector if part(named[-1][0]).task == "detection" else Composed
+    assembly = Detector if part(named[-1][0]).task == "detection" else Composed
     if len(modules) == 1:
-        return made(encoder, None, modules[0], None, picks[0])
-    return made(encoder, modules[0], modules[1], *picks)
+        return assembly(encoder, None, modules[0], None, picks[0])
+    return assembly(encoder, modules[0], modules[1], *picks)
 
 
 def _entry(name: str) -> registry.Entry:

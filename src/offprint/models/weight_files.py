@@ -206,7 +206,7 @@ class _Storage:
 
     __slots__ = ("dtype", "key", "numel")
 
-    def __init__(self, dtype: torch.dtype | None, key: str, numel: int):
+    def __init__(self, dtype: torch.dtype, key: str, numel: int):
         self.dtype, self.key, self.numel = dtype, key, numel
 
     def __setstate__(self, state) -> None:
@@ -265,7 +265,7 @@ _CALLS = {
     ("torch", "Size"): _Call(lambda *args: tuple(*args)),
     ("torch._utils", "_rebuild_tensor"): _Call(_View),
     ("torch._utils", "_rebuild_tensor_v2"): _Call(lambda *a: _View(*a[:4])),
-    ("torch._utils", "_rebuild_tensor_v3"): _Call(lambda *a: _View(*(*a[:4], a[6]))),
+    ("torch._utils", "_rebuild_tensor_v3"): _Call(lambda *a: _View(a[0], a[1], a[2], a[3], a[6])),
     ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *_: data),
     ("torch._utils", "_rebuild_parameter_with_state"): _Call(lambda data, *_: data),
     ("torch._tensor", "_rebuild_from_type_v2"): _Call(_from_type),

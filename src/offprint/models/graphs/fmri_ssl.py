@@ -27,7 +27,8 @@ a token replaces the projected input row, are this library's decisions, so figur
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -369,32 +370,33 @@ class SpatioTemporalMAE(nn.Module):
     they are not dropped, and η(t) has heard all regions up to its window's end, though not through the hidden region's own row.
 
     Args:
-        num_regions, hidden_dim, num_layers, sparsity, window, stride, length: of :class:`BrainEncoder`.
         num_windows: drawn from each scan per step (fewer when it has fewer).
         mask_ratio, drop_ratio: share of regions replaced by the token, and of edges dropped.
         balance: λ, the weight of space against time.
         loss: of the nodes: ``mse``, or ``sce`` with exponent ``alpha``.
+        **encoder: arguments of the :class:`BrainEncoder` that is trained, ``num_regions`` among them.
     """
 
     native = "offprint"
 
     def __init__(
         self,
-        num_regions: int,
-        hidden_dim: int = 128,
-        num_layers: int = 4,
-        sparsity: float = 30,
-        window: int = 50,
-        stride: int = 3,
-        length: int | None = 600,
+        *,
         num_windows: int = 16,
         mask_ratio: float = 0.3,
         drop_ratio: float = 0.3,
         balance: float = 0.5,
         loss: str = "mse",
         alpha: float = 2.0,
+        **encoder: Any,
     ):
         super().__init__()
+        known = inspect.signature(BrainEncoder).parameters
+        for name in encoder:
+            if name not in known:
+                raise unknown(
+                    "argument of SpatioTemporalMAE", name, [*inspect.signature(type(self)).parameters, *known]
+                )
         for name, value in (("mask_ratio", mask_ratio), ("drop_ratio", drop_ratio), ("balance", balance)):
             if not 0 <= value <= 1:
                 raise OffprintError(f"{name}={value}; it is a share between 0 and 1")
@@ -404,11 +406,12 @@ class SpatioTemporalMAE(nn.Module):
             raise unknown("node loss", loss, NODE_LOSSES)
         self.num_windows, self.mask_ratio, self.drop_ratio = num_windows, mask_ratio, drop_ratio
         self.balance, self.loss, self.alpha = balance, loss, alpha
-        self.encoder = BrainEncoder(num_regions, hidden_dim, num_layers, sparsity, window, stride, length)
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.zeros(hidden_dim), std=0.02))
-        self.node_decoder = _mlp(hidden_dim, num_regions)
-        self.edge_decoder = _mlp(hidden_dim, hidden_dim)
-        self.temporal = nn.Linear(2 * hidden_dim, hidden_dim)
+        self.encoder = BrainEncoder(**encoder)
+        dim = self.encoder.hidden_dim
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.zeros(dim), std=0.02))
+        self.node_decoder = _mlp(dim, self.encoder.num_regions)
+        self.edge_decoder = _mlp(dim, dim)
+        self.temporal = nn.Linear(2 * dim, dim)
 
     def hide(self, graphs: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Draw what is hidden in graphs (B, W, N, N).
