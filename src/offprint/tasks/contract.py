@@ -448,8 +448,6 @@ def _examples(found: Task) -> str:
 
 # --- the verbs
 
-Settings = typing.Union[Run, None]
-
 
 def train(
     model: str | Path,

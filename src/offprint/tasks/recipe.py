@@ -95,7 +95,8 @@ class Recipe:
         for name in fields:
             if name not in known:
                 raise unknown("field of the recipe", name, known)
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**given)
 
     def scaled(self, batch: int) -> tuple[float, float, float]:
         """(lr, min_lr, warmup_lr) at this many images per step."""
@@ -180,7 +181,8 @@ def build_optimizer(model, recipe: Recipe, batch: int):
         groups = layer_decay_groups(model, lr, recipe.weight_decay, recipe.layer_decay)
     else:
         free = re.compile(getattr(model, "undecayed", "") or r"(?!)")
-        decayed, plain = [], []
+        decayed: list = []
+        plain: list = []
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 vector = parameter.ndim <= 1 or name.endswith(".bias") or bool(free.search(name))
