@@ -46,6 +46,14 @@ def _spline(old: int, new: int) -> Tensor:
     return torch.from_numpy(make_interp_spline(at, np.eye(len(at)), k=min(3, len(at) - 1))(inside))
 
 
+def log_coordinates(window: int, pretrained_window: int = 0, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Log-spaced offsets ((2M - 1)², 2) of SwinV2's Eq. 4, rows first; up to ±1.0566 where M is the pre-training window."""
+    span = (pretrained_window or window) - 1
+    t = torch.arange(1 - window, window, device=device, dtype=dtype) * (8 / max(span, 1))
+    t = torch.sign(t) * torch.log2(t.abs() + 1) / 3
+    return torch.stack(torch.meshgrid(t, t, indexing="ij"), -1).flatten(0, 1)
+
+
 def resize_positions(positions: Tensor, sides: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
     """Absolute positions (1, h*w, C) on another grid, bicubically; the old grid is a square unless given."""
     h, w = old or (round(positions.shape[1] ** 0.5),) * 2

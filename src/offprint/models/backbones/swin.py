@@ -11,13 +11,15 @@ with a bias B learnt for each relative position (Eq. 4). Displacing is a cyclic 
 the roll brought together (Fig. 4). Between the four stages 2x2 tokens are merged and the width doubles. Swin-MLP (appendix)
 has the same skeleton with one learnt MxM by MxM matrix per head in place of attention.
 
-Every LayerNorm has eps 1e-5; the classifier normalises before pooling. Parameter names are those of the authors' code.
+Every LayerNorm has eps 1e-5; the classifier normalises before pooling. Parameter names are those of the authors' code. The
+network, its dense form and Swin-MLP stand in one file because they are one skeleton; recipes and released weights are in
+``_swin_tables``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,16 +27,30 @@ from torch import Tensor, nn
 
 from offprint.errors import OffprintError
 from offprint.models.backbone import Backbone, sides_of
+from offprint.models.backbones._swin_tables import (
+    AT_384,
+    FINETUNING,
+    MLP_WEIGHTS,
+    PRETRAINING,
+    RECIPE,
+    SIMMIM,
+    SIMMIM_AS_STATED,
+    SIMMIM_FINETUNING,
+    SIZES,
+    WEIGHTS,
+    drop_paths,
+    input_sizes,
+)
 from offprint.models.checkpoint import Dialect
-from offprint.models.registry import Weights, register
-from offprint.models.released import SQUASH, timm, top, torchvision
+from offprint.models.registry import register
 from offprint.nn import DropPath, LayerNorm2d, MaskedTokens, drop_path_rates
 from offprint.nn.positions import resample_table, resize_positions
-from offprint.nn.windows import Windows, attend, gather_bias, join, split, windows
+from offprint.nn.relative_bias import RelativeBias
+from offprint.nn.windows import Windows, attend, join, split, windows
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------
-class WindowAttention(nn.Module):
+class WindowAttention(RelativeBias):
     """Attention inside windows with a bias from a table of relative positions (Eq. 4).
 
     Args:
@@ -44,8 +60,7 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(self, dim: int, window: int, heads: int):
-        super().__init__()
-        self.window, self.heads = window, heads
+        super().__init__(window, heads)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -55,14 +70,21 @@ class WindowAttention(nn.Module):
         """Change M; the table is resampled bicubically."""
         if window != self.window:
             table = resample_table(self.relative_position_bias_table.detach(), 2 * window - 1)
-            self.window, self.relative_position_bias_table = window, nn.Parameter(table)
+            self.window, self.relative_position_bias_table, self._bias = window, nn.Parameter(table), None
+
+    def table(self) -> Tensor:
+        """The learnt table."""
+        return self.relative_position_bias_table
+
+    def sources(self) -> tuple[nn.Parameter, ...]:
+        """The table."""
+        return (self.relative_position_bias_table,)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B * windows, M², C) to the same; ``mask`` (windows, M², M²) is added to the logits."""
         n, t, _ = x.shape
         q, k, v = self.qkv(x).view(n, t, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-        bias = gather_bias(self.relative_position_bias_table, (self.window, self.window))
-        return self.proj(attend(q, k, v, bias, mask))
+        return self.proj(attend(q, k, v, self.bias(), mask))
 
 
 class SpatialMLP(nn.Module):
@@ -464,14 +486,6 @@ class SwinMLP(SwinTransformer):
         return MLPBlock(dim, SpatialMLP(dim, window, heads), drop_path)
 
 
-SIZES = {
-    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-}
-
-
 def _tiny(heads: int) -> dict:
     return {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": tuple(heads * 2**i for i in range(4)),
             "window_size": 8, "img_size": 256}  # fmt: skip
@@ -486,126 +500,6 @@ for _size, _row in SIZES.items():
 MLPS = {f"swin_mlp_tiny_c{c}": _tiny(96 // c) for c in (24, 12, 6)} | {"swin_mlp_base": SIZES["base"]}
 MLPS |= {f"swin_mlp_tiny_c{c}_patch4_window8_256": _tiny(96 // c) for c in (24, 12, 6)}
 MLPS["swin_mlp_base_patch4_window7_224"] = SIZES["base"]
-RECIPE = {  # appendix A2.1
-    "optimizer": "adamw",
-    "lr": 5e-4,
-    "reference_batch": 512,
-    "weight_decay": 0.05,
-    "epochs": 300,
-    "warmup_epochs": 20,
-    "warmup_lr": 5e-7,
-    "min_lr": 5e-6,
-    "clip_grad": 5.0,
-    "auto_augment": "rand-m9-mstd0.5-inc1",
-    "mixup": 0.8,
-    "cutmix": 1.0,
-    "random_erasing": 0.25,
-    "label_smoothing": 0.1,
-    "interpolation": "bicubic",
-    "data": "imagenet-1k",
-}
-DROP_PATH = {"tiny": 0.2, "small": 0.3, "base": 0.5, "large": 0.2}
-# the other stages, of the authors' configurations; all three rates follow the batch, and are stated for 512 images
-PRETRAINING = {
-    **RECIPE, "lr": 1.25e-4, "warmup_lr": 1.25e-7, "min_lr": 1.25e-6, "epochs": 90, "warmup_epochs": 5,
-    "drop_path_rate": 0.2, "data": "imagenet-22k",
-}  # fmt: skip
-FINETUNING = {
-    **RECIPE, "lr": 2e-5, "warmup_lr": 2e-8, "min_lr": 2e-7, "epochs": 30, "warmup_epochs": 5, "weight_decay": 1e-8,
-    "drop_path_rate": 0.2, "start": "pretraining",
-}  # fmt: skip
-AT_384 = {"input_size": 384, "crop_pct": 1.0, "crop_mode": "squash"}
-SIMMIM = {  # pre-training on masked images; the rate falls to a tenth after seven eighths of the epochs
-    "optimizer": "adamw", "lr": 1e-4, "reference_batch": 512, "weight_decay": 0.05, "epochs": 800, "batch_size": 128,
-    "schedule": "step", "decay_rate": 0.1, "warmup_epochs": 10, "warmup_lr": 5e-7, "clip_grad": 5.0,
-    "crop_scale": (0.67, 1.0), "drop_path_rate": 0.0, "interpolation": "bicubic", "data": "imagenet-1k",
-}  # fmt: skip
-SIMMIM_AS_STATED = {"decay_epochs": 700, "input_size": 192}  # of 800 epochs
-SIMMIM_FINETUNING = {
-    **RECIPE, "lr": 1.25e-3, "warmup_lr": 2.5e-7, "min_lr": 2.5e-7, "epochs": 100, "warmup_epochs": 20, "layer_decay": 0.8,
-    "drop_path_rate": 0.1, "input_size": 224, "start": "simmim",
-}  # fmt: skip
-
-
-def input_sizes(variants: dict[str, dict]) -> dict[str, tuple[int, ...]]:
-    """Input shape of each variant that names an ``img_size``."""
-    return {name: (3, row["img_size"], row["img_size"]) for name, row in variants.items() if "img_size" in row}
-
-
-def drop_paths(variants: dict[str, dict]) -> dict[str, dict]:
-    """The recipe's stochastic depth by the size in a variant's name."""
-    return {name: {"drop_path_rate": rate} for name in variants for size, rate in DROP_PATH.items() if size in name}
-
-
-def released(
-    file: str, release: str, size: int, one: float | None = None, five: float | None = None, **more: Any
-) -> Weights:
-    """A checkpoint of the authors' storage: file, release, side of the picture, and their top-1 and top-5."""
-    return Weights(
-        f"https://github.com/SwinTransformer/storage/releases/download/{release}/{file}.pth", "authors", "authors", "MIT",
-        input_size=(3, size, size), preprocessing=SQUASH if size == 384 else None, metrics=top(one, five),
-        metrics_source="microsoft/Swin-Transformer@2cb103f MODELHUB.md" if one else "", **more,
-    )  # fmt: skip
-
-
-IN22K = {"num_classes": 21841, "class_map": "imagenet-22k-ms"}
-_NEW = ("v1.0.8", "_22kto1k_finetune")  # release of the files from ImageNet-22K, and how the tuned one ends
-_OLD = ("v1.0.0", "_22kto1k")
-# model: side, release and ending; top-1 and top-5 from ImageNet-1K and 22K by the authors, then by timm; torchvision's file,
-# side of the resized picture, top-1 and top-5
-_RELEASED: dict[str, tuple] = {
-    "swin_tiny_patch4_window7_224": (224, _NEW, (81.2, 95.5), (80.9, 96.0), (81.376, 95.544), (80.968, 96.014),
-                                     ("swin_t-704ceda3", 232, 81.474, 95.776)),
-    "swin_small_patch4_window7_224": (224, _NEW, (83.2, 96.2), (83.2, 97.0), (83.208, 96.316), (83.298, 96.964),
-                                      ("swin_s-5e29d889", 246, 83.196, 96.360)),
-    "swin_base_patch4_window7_224": (224, _OLD, (83.5, 96.5), (85.2, 97.5), (83.606, 96.452), (85.272, 97.564),
-                                     ("swin_b-68c6b09e", 238, 83.582, 96.640)),
-    "swin_base_patch4_window12_384": (384, _OLD, (84.5, 97.0), (86.4, 98.0), (84.476, 96.892), (86.438, 98.066), ()),
-    "swin_large_patch4_window7_224": (224, _OLD, (), (86.3, 97.9), (), (86.312, 97.902), ()),
-    "swin_large_patch4_window12_384": (384, _OLD, (), (87.3, 98.2), (), (87.132, 98.234), ()),
-}  # fmt: skip
-
-
-def _all(name: str) -> dict[str, Weights]:
-    side, (release, ending), plain, from22k, timm_plain, timm_from22k, other = _RELEASED[name]
-    crop = {"crop": 0.9 if side == 224 else 1.0, "licence": "MIT"}
-    found = {"in1k": released(name, "v1.0.0", side, *plain)} if plain else {}
-    found |= {
-        "in22k_ft_in1k": released(name + ending, release, side, *from22k),
-        "in22k": released(f"{name}_22k", release, side, **IN22K),
-    }
-    found |= {"timm_ms_in1k": timm(f"{name}.ms_in1k", side, *timm_plain, **crop)} if timm_plain else {}
-    found |= {
-        "timm_ms_in22k_ft_in1k": timm(f"{name}.ms_in22k_ft_in1k", side, *timm_from22k, **crop),
-        "timm_ms_in22k": timm(f"{name}.ms_in22k", side, **crop, **IN22K),
-    }
-    return found | ({"torchvision_v1": torchvision(other[0], 224, *other[1:])} if other else {})
-
-
-def with_short_names(weights: dict[str, dict[str, Weights]], short: dict[str, str]) -> dict[str, dict[str, Weights]]:
-    """The table with the short names' rows, which are those of the long names they stand for."""
-    return weights | {name: weights[long] for name, long in short.items()}
-
-
-WEIGHTS = {name: _all(name) for name in _RELEASED}
-WEIGHTS["swin_tiny_c24_patch4_window8_256"] = {
-    "in1k": released("swin_tiny_c24_patch4_window8_256", "v1.0.5", 256, 81.6, 95.7)
-}
-WEIGHTS = with_short_names(
-    WEIGHTS,
-    {f"swin_{size}": f"swin_{size}_patch4_window7_224" for size in SIZES}
-    | {"swin_tiny_c24": "swin_tiny_c24_patch4_window8_256"},
-)
-_MLP_FIGURES = {
-    "swin_mlp_tiny_c24": ("_patch4_window8_256", 79.4, 94.6),
-    "swin_mlp_tiny_c12": ("_patch4_window8_256", 79.6, 94.7),
-    "swin_mlp_tiny_c6": ("_patch4_window8_256", 79.7, 94.9),
-    "swin_mlp_base": ("_patch4_window7_224", 81.3, 95.3),
-}
-MLP_WEIGHTS = with_short_names(
-    {n + end: {"in1k": released(n + end, "v1.0.5", int(end[-3:]), *row)} for n, (end, *row) in _MLP_FIGURES.items()},
-    {name: name + end for name, (end, *_) in _MLP_FIGURES.items()},
-)
 _AT_224 = {f"swin_{size}{end}": size for size in SIZES for end in ("", "_patch4_window7_224")}
 _LARGER = {f"swin_{size}_patch4_window12_384": size for size in ("base", "large")}
 register(

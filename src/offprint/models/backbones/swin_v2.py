@@ -30,9 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError
-from offprint.models.backbones.swin import (
+from offprint.models.backbones._swin_tables import (
     AT_384,
-    BUFFERS,
     FINETUNING,
     IN22K,
     PRETRAINING,
@@ -41,34 +40,24 @@ from offprint.models.backbones.swin import (
     SIMMIM_AS_STATED,
     SIMMIM_FINETUNING,
     SIZES,
-    TIMM,
-    TORCHVISION,
-    Block,
-    PatchMerging,
-    SwinTransformer,
     drop_paths,
     input_sizes,
     released,
     with_short_names,
 )
+from offprint.models.backbones.swin import BUFFERS, TIMM, TORCHVISION, Block, PatchMerging, SwinTransformer
 from offprint.models.checkpoint import Dialect
 from offprint.models.factory import create_model
 from offprint.models.registry import Weights, register
 from offprint.models.released import timm, top, torchvision
 from offprint.nn import MaskedTokens
+from offprint.nn.positions import log_coordinates
 from offprint.nn.precision import wide_dtype
-from offprint.nn.windows import Windows, attend, gather_bias, keep
+from offprint.nn.relative_bias import RelativeBias
+from offprint.nn.windows import Windows, attend, keep
 
 
-def log_coordinates(window: int, pretrained_window: int = 0, device=None, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Log-spaced offsets ((2M - 1)², 2) of Eq. 4, rows first; up to ±1.0566 where M is the pre-training window."""
-    span = (pretrained_window or window) - 1
-    t = torch.arange(1 - window, window, device=device, dtype=dtype) * (8 / max(span, 1))
-    t = torch.sign(t) * torch.log2(t.abs() + 1) / 3
-    return torch.stack(torch.meshgrid(t, t, indexing="ij"), -1).flatten(0, 1)
-
-
-class WindowAttention(nn.Module):
+class WindowAttention(RelativeBias):
     """Scaled cosine attention inside windows with a continuous position bias (Secs. 3.3 and 3.4).
 
     Args:
@@ -76,21 +65,18 @@ class WindowAttention(nn.Module):
         window: M.
         heads: attention heads.
         pretrained_window: P, the window the position network was trained with; 0 for M itself.
-
-    In evaluation without gradients the bias is computed once and kept until the network's weights change.
     """
 
     def __init__(self, dim: int, window: int, heads: int, pretrained_window: int = 0):
-        super().__init__()
+        super().__init__(window, heads)
         if pretrained_window == 1 and window > 1:
             raise OffprintError(f"a pre-training window of 1 has no offsets to measure a window of {window} by; give 0")
-        self.window, self.heads, self.pretrained_window = window, heads, pretrained_window
+        self.pretrained_window = pretrained_window
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10)))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False))
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
         self.proj = nn.Linear(dim, dim)
-        self._bias: tuple | None = None
 
     def set_window(self, window: int) -> None:
         """Change M; the position network needs nothing new."""
@@ -107,30 +93,9 @@ class WindowAttention(nn.Module):
         at = keep(("log", *place), lambda: log_coordinates(*place))
         return 16 * torch.sigmoid(self.cpb_mlp(at.to(weight.dtype)))
 
-    def bias(self) -> Tensor:
-        """The bias (heads, M², M²)."""
-        sides = (self.window, self.window)
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
-            return gather_bias(self.table(), sides)
-        weights = tuple(self.cpb_mlp.parameters())
-        # tensors lent for a functional call, or without data or count of their changes
-        if any(type(w) is not nn.Parameter or w.is_meta or w.is_inference() for w in weights):
-            return gather_bias(self.table(), sides)
-        state = [(id(w), w._version, w.data_ptr(), torch.is_autocast_enabled(w.device.type)) for w in weights]
-        if self._bias is None or self._bias[0] != state:
-            self._bias = (state, gather_bias(self.table(), sides))
-        return self._bias[1]
-
-    def train(self, mode: bool = True) -> WindowAttention:
-        self._bias = None
-        return super().train(mode)
-
-    def _apply(self, fn, recurse: bool = True) -> WindowAttention:
-        self._bias = None
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_bias": None}
+    def sources(self) -> tuple[nn.Parameter, ...]:
+        """The network's weights."""
+        return tuple(self.cpb_mlp.parameters())
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B * windows, M², C) to the same; ``mask`` (windows, M², M²) is added to the logits."""
