@@ -9,6 +9,7 @@ import torch
 from test_models import SMALL
 from timm.data import resolve_data_config
 from timm.models import FeatureInfo
+from timm.models._features import FeatureGetterNet
 from timm.models._manipulate import group_with_matcher
 from timm.optim import param_groups_layer_decay
 
@@ -195,6 +196,15 @@ def test_groups_by_depth(name):
     torch.optim.AdamW(layer_decay_groups(model, 1e-3, 0.05, 0.8))
 
 
+def test_timm_wraps_it(name, x):
+    """timm's own extractor prunes the model and asks it for its maps."""
+    n = len(made(name).feature_info)
+    wanted = tuple(range(max(1, n - 1)))
+    got = FeatureGetterNet(made(name), out_indices=wanted)(x)
+    expected = made(name).forward_intermediates(x, list(wanted), intermediates_only=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
 # -- single models ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("ours", "theirs"),
@@ -256,6 +266,14 @@ def test_layers_of_the_papers():
     assert len(groups) == 28 and groups[0]["lr"] == pytest.approx(5e-5 * 0.7**13) and groups[-1]["lr"] == 5e-5
     with pytest.raises(OffprintError, match="at most 1"):
         layer_decay_groups(model, 1.0, 0.0, 1.5)
+
+
+def test_pruning_the_norm_keeps_the_last_map():
+    model, x = made("swin_tiny"), torch.randn(1, 3, SIDE, SIDE)
+    raw, normed = (model.forward_intermediates(x, 1, norm=n, intermediates_only=True)[0] for n in (False, True))
+    assert torch.equal(normed, model.forward_features(x)) and not torch.equal(raw, normed)
+    model.prune_intermediate_layers(1, prune_norm=True)
+    assert torch.equal(model(x), raw) and not hasattr(model, "norm")
 
 
 def test_pooling_and_dropout_survive_saving(tmp_path):
