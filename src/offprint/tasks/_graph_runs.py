@@ -95,7 +95,7 @@ def ranking(job: Job) -> Measured:
     digest = hashlib.sha256(
         b"".join(p.tobytes() for m in (data.train, data.test) for p in (m.indptr, m.indices))
     ).hexdigest()[:16]
-    all_users = spec.paper == "ultragcn"  # whose code divides by all users
+    all_users = bool(getattr(spec.build, "averages_all_users", False))
     users = int((data.test.getnnz(1) > 0).sum())
     if job.checkpoint is not None:
         model = create_model(job.model, **{"num_users": data.num_users, "num_items": data.num_items})

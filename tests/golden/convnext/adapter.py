@@ -1,16 +1,19 @@
 """How convnext's case is computed through the public interface."""
 
 import offprint
-from offprint.models.layer_decay import layer_decay_groups
+from offprint.models.backbones.convnext import layer_decay_groups
 from offprint.nn import cosine_schedule
 
 
 def layer_decay_and_schedule(record):
     given, expected = record["inputs"], record["expected"]
     model = offprint.create_model(given["model"])
-    groups = layer_decay_groups(model, 1.0, given["weight_decay"], given["layer_decay"])
-    of = {id(p): group for group in groups for p in group["params"]}
-    rows = [of[id(model.get_parameter(name))] for name in given["names"]]
+    depths = tuple(len(stage) for stage in model.stages)
+    rows = layer_decay_groups(
+        given["names"], layer_decay=given["layer_decay"], weight_decay=given["weight_decay"], depths=depths
+    )
+    every = [name for name, _ in model.named_parameters()]
+    groups = {(r["layer"], r["weight_decay"]) for r in layer_decay_groups(every, depths=depths)}
     s = given["schedule"]
     per = s["iterations_per_epoch"]
     rates = cosine_schedule(s["base"], s["floor"], s["epochs"] * per, s["warmup_epochs"] * per)

@@ -296,6 +296,25 @@ class ConvNeXtIsotropic(MaskedTokens, Backbone):
     pooled = ConvNeXtFrame.pooled
 
 
+def layer_decay_groups(
+    names: list[str], *, layer_decay: float = 0.8, weight_decay: float = 0.05, depths: tuple[int, ...] = (3, 3, 27, 3)
+) -> list[dict]:
+    """What fine-tuning does to each of these parameters: ``[{"name", "layer", "lr_scale", "weight_decay"}, ...]``.
+
+    Args:
+        names: of parameters of a ConvNeXt with these ``depths``.
+        layer_decay: factor between neighbouring layers (Sec. 3.2, appendix A.2).
+        weight_decay: of what is decayed.
+    """
+    from offprint.models.layer_decay import layer_decay_groups as grouped
+
+    with torch.device("meta"):
+        model = ConvNeXt(depths=depths)
+    of = {id(p): group for group in grouped(model, 1.0, weight_decay, layer_decay) for p in group["params"]}
+    rows = [(name, of[id(model.get_parameter(name))]) for name in names]
+    return [{"name": name, **{k: row[k] for k in ("layer", "lr_scale", "weight_decay")}} for name, row in rows]
+
+
 def _flat(name: str, value: Tensor) -> Tensor:
     """(C, 1, 1) layer scales and 1x1-convolution weights as the vectors and matrices they are."""
     if name.endswith("gamma"):

@@ -175,6 +175,7 @@ class UltraGCN(ExactTables):
     """
 
     native = "authors"
+    averages_all_users = True  # the authors' metrics divide by all users, not only by those with test items
 
     def __init__(
         self,
