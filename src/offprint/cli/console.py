@@ -39,6 +39,19 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", module=r"lightning\..*")
 
 
+def plain_notes() -> None:
+    """Warnings that are ours as one line, without the line of our source that raised them."""
+    import warnings
+
+    usual = warnings.formatwarning
+
+    def short(message, category, filename, lineno, line=None):
+        ours = category.__module__.startswith("offprint.")
+        return f"note: {message}\n" if ours else usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = short
+
+
 def parse_overrides(pairs: list[str]) -> dict:
     """``["lr=0.1", "mixup=0"]`` as a dictionary; values are read as Python literals where they are ones."""
     import ast
