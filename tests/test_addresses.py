@@ -135,6 +135,17 @@ def test_a_file_address_is_a_good_output(store, tmp_path):
     assert last.parent == tmp_path / "run" and sorted(p.name for p in tmp_path.iterdir()) == ["run", "x y"]
 
 
+def test_pictures_elsewhere_are_enlarged_to_a_place_here(store, tmp_path):
+    from offprint.tasks.enlarging import planned
+
+    Image.new("RGB", (3, 2)).save(tmp_path / "p.png")
+    here = (tmp_path / "p.png").as_uri()
+    assert planned(here, None, 2) == [(tmp_path / "p.png", tmp_path / "p_x2.png")]
+    assert planned("https://x.org/p.png", tmp_path / "o.png", 2)[0][1] == tmp_path / "o.png"
+    with pytest.raises(DataError, match="say where the larger picture goes with --out"):
+        planned("https://x.org/p.png", None, 2)
+
+
 def test_the_verbs_refuse_before_they_make_anything(store, tmp_path):
     from offprint.cli.main import app
 

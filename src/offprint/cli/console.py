@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -33,10 +34,22 @@ def say(text: str, style: str = "") -> None:
 def quiet_lightning() -> None:
     """Leave the progress bar and the result on the screen, and not what Lightning says of itself."""
     import logging
-    import warnings
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"lightning\..*")
+
+
+_usual = warnings.formatwarning
+
+
+def _short(message, category, filename, lineno, line=None) -> str:
+    ours = category.__module__.startswith("offprint.")
+    return f"note: {message}\n" if ours else _usual(message, category, filename, lineno, line)
+
+
+def plain_notes() -> None:
+    """Warnings that are ours as one line, without the line of our source that raised them."""
+    warnings.formatwarning = _short
 
 
 def parse_overrides(pairs: list[str]) -> dict:

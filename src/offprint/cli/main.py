@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import offprint.cli
-from offprint.cli.console import errors
+from offprint.cli.console import errors, plain_notes
 from offprint.errors import MissingExtra, OffprintError
 
 
@@ -55,6 +55,7 @@ for verb in _verbs():
 
 def main() -> None:
     """Entry point of the ``offprint`` command."""
+    plain_notes()
     try:
         app()
     except MissingExtra as error:

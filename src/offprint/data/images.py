@@ -14,13 +14,14 @@ from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 from offprint.data.home import data_dir
+from offprint.data.hub import HubImages, load_hub
 from offprint.data.pixels import cifar10, digits
 from offprint.data.reading import EXTENSIONS, read_picture
 from offprint.data.shards import ShardImages, is_shards
 from offprint.data.tables import KINDS as TABLES
 from offprint.data.tables import Table, TableImages
 from offprint.errors import DataError, unknown
-from offprint.files import local_path
+from offprint.files import local_path, scheme
 
 
 class ImageSplits(NamedTuple):
@@ -109,6 +110,24 @@ class ImageFolder(Dataset):
                 continue
             return (self.transform(image) if self.transform else image), self.targets[at]
         raise DataError(f"{self.root}: not one of its {len(self.samples)} pictures could be read")
+
+
+class Skipping(Dataset):
+    """A data set in whose place of a picture that cannot be read stands the next one that can, with a warning that names it."""
+
+    def __init__(self, base: Dataset):
+        self.base, self.targets, self.classes = base, base.targets, base.classes
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int):
+        for step in range(len(self)):
+            try:
+                return self.base[(index + step) % len(self)]
+            except DataError as error:
+                warnings.warn(f"skipped: {error}", stacklevel=2)
+        raise DataError(f"not one of the {len(self)} pictures could be read")
 
 
 class Subset(Dataset):
@@ -240,9 +259,8 @@ def read_idx(folder: str | Path, part: str) -> tuple[np.ndarray, np.ndarray]:
             raw = path.read_bytes() if path.is_file() else gzip.decompress(zipped.read_bytes())
             axes = raw[3]
             shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i]) for i in range(axes)]
-            arrays.append(
-                np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy()
-            )  # bytes cannot be written
+            # a copy, since memory of bytes cannot be written
+            arrays.append(np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape).copy())
         except (OSError, EOFError, ValueError, IndexError) as error:
             raise DataError(f"{path} (or .gz) cannot be read as IDX: {error}") from error
     return arrays[0], arrays[1]
@@ -271,7 +289,8 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
         source: ``sample:mnist`` or ``sample:cifar10`` (bundled); a name of torchvision (``mnist``, ``cifar10``, ...,
             fetched once into ``OFFPRINT_DATA`` or the cache); a folder: ``ROOT/CLASS/*.jpg``, or
             ``ROOT/train/CLASS`` with ``ROOT/val/CLASS`` (or ``test``); a CSV or Parquet table with a column of files (``image``, ``path``)
-            and one of classes (``label``), and if there is one ``split``; or tar shards, ``train-{000..127}.tar``.
+            and one of classes (``label``), and if there is one ``split``; tar shards, ``train-{000..127}.tar``; or ``hf://owner/name``, a
+            data set of the Hugging Face hub.
         val_fraction: share held out per class, where the data has no split of its own.
         seed: of that split.
         on_error: ``"stop"`` or ``"skip"`` for pictures that cannot be read.
@@ -293,8 +312,14 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
     if name.lower() in _named() and not Path(name).is_dir():
         train, val, classes = _open_named(name.lower())
         return ImageSplits(train, val, classes, name.lower())
-    if is_shards(name) or name.lower().endswith(TABLES):
+    if on_error not in ("stop", "skip"):
+        raise DataError(f"on_error={on_error!r}; choose 'stop' or 'skip'")
+    listed = is_shards(name) or name.lower().endswith(TABLES)
+    if scheme(name) == "hf" and not listed:
+        return _of_hub(name, val_fraction, seed, on_error)
+    if listed:
         data, split = _listed(source)
+        data = Skipping(data) if on_error == "skip" else data
         parts = [
             [i for i, part in enumerate(split) if part in names]
             for names in (("train",), ("val", "valid", "validation", "test"))
@@ -320,6 +345,23 @@ def open_images(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0,
     else:
         train = ImageFolder(root, on_error=on_error)
     return _held_out(train, train.classes, name, val_fraction, seed)
+
+
+def _of_hub(address: str, val_fraction: float, seed: int, on_error: str) -> ImageSplits:
+    """A hub's data set: its ``train`` split (or its only one) and, where there is one, its validation or test split."""
+    found = load_hub(address)
+    first = found.get("train", next(iter(found.values())))
+    other = next(
+        (found[n] for n in ("validation", "valid", "val", "test") if n in found and found[n] is not first), None
+    )
+    wrap = Skipping if on_error == "skip" else lambda data: data
+    train = wrap(HubImages(first, address))
+    if other is None:
+        return _held_out(train, train.classes, address, val_fraction, seed)
+    val = wrap(HubImages(other, address))
+    if val.classes != train.classes:
+        raise DataError(f"the splits of {address} have different classes")
+    return ImageSplits(train, val, train.classes, address)
 
 
 def _listed(source: str | Path):

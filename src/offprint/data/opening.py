@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from offprint.data.datasets import Dataset, dataset
+from offprint.data.hub import load_hub
 from offprint.data.images import ImageSplits, open_images
 from offprint.data.pictures import Pictures
 from offprint.data.shards import Shards, is_shards
 from offprint.data.tables import KINDS as TABLES
 from offprint.data.tables import Table, lists_pictures
-from offprint.errors import DataError, OffprintError, need
+from offprint.errors import DataError, OffprintError
 from offprint.files import local_path, scheme
 
 FORMS = (
@@ -58,7 +59,7 @@ def open_data(source: str | Path, *, seed: int = 0, on_error: str = "stop") -> O
     """
     text = str(source)
     if scheme(text) == "hf" and not text.endswith((*TABLES, ".tar")):
-        return _hub(text)
+        return Opened("hub", splits := load_hub(text), splits)
     if is_shards(text):
         return Opened("shards", shards := Shards(text), {"all": shards})
     if text.lower().endswith(TABLES):
@@ -120,22 +121,3 @@ def _declared(found: Dataset) -> Opened:
             "labelled", labelled := open_imagenet(data_dir() / found.id, found.id), {"val": labelled}, declared=found
         )
     raise DataError(f"{found.title} is not opened here by its name; fetch it from {found.home}, and give its folder")
-
-
-def _hub(address: str) -> Opened:
-    """A data set of the hub through the package ``datasets``: ``hf://owner/name`` or ``hf://owner/name/configuration``."""
-    name = address.partition(":")[2].lstrip("/").removeprefix("datasets/").strip("/")
-    parts = name.split("/")
-    if len(parts) not in (2, 3) or not all(parts):
-        raise DataError(
-            f"{address!r} is no data set of the hub; give hf://owner/name, or hf://owner/name/configuration"
-        )
-    package = need("datasets", "hub", f"reading {address} from the Hugging Face hub")
-    try:
-        found = package.load_dataset("/".join(parts[:2]), *parts[2:])
-    except Exception as error:  # the package raises what its back ends raise
-        raise DataError(
-            f"{address} could not be loaded ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}); fetch its "
-            "Parquet files elsewhere and give their path"
-        ) from error
-    return Opened("hub", found, dict(found))

@@ -14,10 +14,8 @@ from offprint.errors import DataError, need, unknown
 from offprint.files import fetched
 
 KINDS = (".csv", ".tsv", ".parquet", ".pq")
-_FILE, _CLASS = (
-    ("image", "file", "path", "filename", "file_name", "picture"),
-    ("label", "class", "target", "category", "y"),
-)
+FILE_COLUMNS = ("image", "img", "file", "path", "filename", "file_name", "picture")
+CLASS_COLUMNS = ("label", "labels", "class", "target", "category", "fine_label", "y")
 
 
 class Table(Dataset):
@@ -107,7 +105,8 @@ class TableImages(Dataset):
         self.transform = transform
         self.rows = list(range(len(table))) if rows is None else [int(r) for r in rows]
         files, labels = (
-            table.column(name or _named(table, known)) for name, known in ((image, _FILE), (label, _CLASS))
+            table.column(name or _named(table, known))
+            for name, known in ((image, FILE_COLUMNS), (label, CLASS_COLUMNS))
         )
         for row in self.rows:
             if labels[row] is None or str(labels[row]).strip() == "":
@@ -147,7 +146,7 @@ def _named(table: Table, known: Sequence[str]) -> str:
 def lists_pictures(table: Table) -> bool:
     """Whether a table has a column of pictures: bytes, or names of files with a picture's ending."""
     lower = {name.lower(): name for name in table.columns}
-    name = next((lower[n] for n in _FILE if n in lower), None)
+    name = next((lower[n] for n in FILE_COLUMNS if n in lower), None)
     if name is None:
         return False
     value = table.column(name)[0]

@@ -13,7 +13,7 @@ from torch import nn
 from offprint.data.reading import EXTENSIONS, Picture, open_picture
 from offprint.data.writing import encode, format_of
 from offprint.errors import DataError, OffprintError
-from offprint.files import atomic_write, local_path
+from offprint.files import atomic_write, local_path, scheme
 from offprint.tasks.restoration import enlarge
 
 
@@ -74,7 +74,10 @@ def planned(source: str | Path, output: str | Path | None, scale: int) -> list[t
     Raises:
         DataError: nothing there, an ending that is not written, or a picture that would overwrite its input.
     """
-    source, output = Path(source), None if output is None else local_path(output, "a picture that is written")
+    if scheme(source) not in ("", "file") and output is None:
+        raise DataError(f"{source} is not on this machine; say where the larger picture goes with --out")
+    source = Path(source) if scheme(source) not in ("", "file") else local_path(source)
+    output = None if output is None else local_path(output, "a picture that is written")
     if not source.is_dir():
         target = output if output else source.with_name(f"{source.stem}_x{scale}.png")
         if target.is_dir():
