@@ -218,7 +218,9 @@ class _Blocked(torch.autograd.Function):
             if mask is not None:
                 logits = (logits.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
             plain = v @ logits.softmax(-1).flatten(0, 1).transpose(1, 2)
-            return *torch.autograd.grad(plain, (q, k, v, bias), grad, create_graph=True), None
+            wanted = [x for x, needed in zip((q, k, v, bias), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(plain, wanted, grad, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:4]), None
         grad = grad.contiguous()
         to_q, to_k, to_v = (torch.empty_like(x) for x in (q, k, v))
         mean = (grad * out).sum(1).unsqueeze(2)  # what the softmax takes from the gradient of every logit of a row

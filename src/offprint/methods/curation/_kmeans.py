@@ -12,6 +12,9 @@ from offprint.errors import DataError, OffprintError
 BLOCK = 4096  # rows read and normalised at a time
 TILE = 512  # rows multiplied with the centroids at a time, so that their products stay in the cache
 CHUNK = 1 << 16  # rows of labels and distances looked at at a time
+ROUNDING = 1e-5  # float32 products of unit rows that differ by less may stand in the wrong order
+SETTLED = 0.1  # share of rows that change their cluster below which bounds pay
+FAR_SHARES = (0.0, 1 / 32, 1 / 8, 3 / 8)
 PER_CENTROID = 256  # rows per centroid that k-means is fitted on, as faiss does
 GOOD, MISSING, DIMENSION, INFINITE, ZERO = range(5)
 
@@ -31,9 +34,11 @@ def refuse(code: int, row: int, dim: int, found: int | None = None) -> DataError
 def normalise(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows (n, d) of any float kind divided by their L2 norms, float32; and a code per row (0: good)."""
     wide = rows.astype(np.float64)
-    codes = np.where(np.isfinite(wide).all(1), GOOD, INFINITE).astype(np.int8)
-    wide[codes != GOOD] = 0
     norm = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+    codes = np.zeros(len(wide), np.int8)
+    if not np.isfinite(norm).all():
+        codes[~np.isfinite(wide).all(1)] = INFINITE
+        wide[codes != GOOD] = norm[codes != GOOD] = 0
     codes[(norm == 0) & (codes == GOOD)] = ZERO
     return (wide / np.where(norm > 0, norm, 1)[:, None]).astype(np.float32), codes
 
@@ -100,7 +105,7 @@ def assign(unit: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndar
         best, each = scores.argmax(1), np.arange(len(x))
         first = scores[each, best]
         scores[each, best] = -np.inf
-        close = np.flatnonzero(first - scores.max(1) < 1e-5)
+        close = np.flatnonzero(first - scores.max(1) < ROUNDING)
         if len(close):
             best[close] = (x[close].astype(np.float64) @ exact.T).argmax(1)
         labels[rows] = best
@@ -109,13 +114,15 @@ def assign(unit: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndar
     return labels, distance
 
 
-def _tiles(unit: np.ndarray, centroids: np.ndarray) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """(place, rows, their inner products with the centroids), a tile at a time; the products are overwritten by the next."""
+def _tiles(unit: np.ndarray, centroids: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Iterator[tuple]:
+    """(place, rows, their inner products with the centroids) of all rows or those numbered, a tile at a time; the products are
+    overwritten by the next."""
     across = np.ascontiguousarray(centroids.T)
     products = np.empty((TILE, len(centroids)), np.float32)
-    for start in range(0, len(unit), TILE):
-        x = unit[start : start + TILE]
-        yield slice(start, start + len(x)), x, np.matmul(x, across, out=products[: len(x)])
+    for start in range(0, len(unit) if isinstance(rows, slice) else len(rows), TILE):
+        place = slice(start, min(start + TILE, len(unit))) if isinstance(rows, slice) else rows[start : start + TILE]
+        x = unit[place]
+        yield place, x, np.matmul(x, across, out=products[: len(x)])
 
 
 def pair_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -140,6 +147,61 @@ def renormalise(sums: np.ndarray, fallback: np.ndarray) -> np.ndarray:
     return np.where(norm[:, None] > 0, sums / np.where(norm > 0, norm, 1)[:, None], fallback).astype(np.float32)
 
 
+class Bounds:
+    """The nearest centroid of every row, most rows looked at only with the centroids that moved far since the last time.
+
+    A centroid that moved by s changes its product with a unit row by s at most (triangle inequality). So a row keeps its centroid
+    if the product with it, less that centroid's move, exceeds the bound on all others, raised by the largest move among those left
+    out. Rows that this does not decide, by more than rounding, are multiplied with all centroids: labels are those of a full search.
+
+    Attributes:
+        worth: keep bounds from the next full search on; not worth their cost while most rows change their cluster.
+    """
+
+    def __init__(self, unit: np.ndarray):
+        self.unit, self.worth = unit, False
+        self.centroids: np.ndarray | None = None  # those the bounds hold for; None: there are no bounds
+        self.own, self.others = np.empty((2, len(unit)), np.float32)  # at most the product with the own, at least with any other
+
+    def assign(self, centroids: np.ndarray, labels: np.ndarray) -> None:
+        """Write the label of every row; ``labels`` holds those of the last time."""
+        rows = slice(None) if self.centroids is None else self._undecided(centroids, labels)
+        for place, _, scores in _tiles(self.unit, centroids, rows):
+            best, each = scores.argmax(1), np.arange(len(scores))
+            labels[place] = best
+            if self.worth:
+                self.own[place] = scores[each, best]
+                scores[each, best] = -np.inf
+                self.others[place] = scores.max(1)
+        if self.worth:
+            self.centroids = centroids
+
+    def _undecided(self, centroids: np.ndarray, labels: np.ndarray) -> np.ndarray | slice:
+        """The rows that must be multiplied with all centroids; the bounds of the others are brought up to date."""
+        move = np.linalg.norm(centroids.astype(np.float64) - self.centroids, axis=1).astype(np.float32)
+        order, own, is_far = np.argsort(-move), self.own - move[labels], np.zeros(len(move), bool)
+        plans = []
+        for share in FAR_SHARES:  # how many centroids are taken as far: more of them cost more and leave less in doubt
+            far = order[: int(share * len(order))]
+            is_far[far] = True
+            still = move[order[len(far)]]
+            some = slice(None, None, 16)
+            decided = (own[some] > self.others[some] + still) & ~is_far[labels[some]]
+            plans.append((1 - (1 - share) * decided.mean(), far, still))
+        cost, far, still = min(plans, key=lambda plan: plan[0])
+        if cost > 0.8:
+            return slice(None)
+        self.own, self.others = own, self.others + still
+        is_far[:] = False
+        is_far[far] = True
+        fixed = (own > self.others + ROUNDING) & ~is_far[labels]
+        if len(far):
+            for place, _, scores in _tiles(self.unit, centroids[far], np.flatnonzero(fixed)):
+                self.others[place] = np.maximum(self.others[place], scores.max(1))
+            fixed &= own > self.others + ROUNDING
+        return np.flatnonzero(~fixed)
+
+
 def spherical_kmeans(unit: np.ndarray, k: int, *, iterations: int = 100, seed: int = 1234) -> np.ndarray:
     """k-means by inner product, centroids renormalised to unit length in every iteration.
 
@@ -160,18 +222,17 @@ def spherical_kmeans(unit: np.ndarray, k: int, *, iterations: int = 100, seed: i
     """
     cluster_count(k, len(unit))
     centroids = unit[np.random.default_rng(seed).choice(len(unit), k, replace=False)]
-    labels, sums = np.full(len(unit), -1, np.int32), np.zeros((k, unit.shape[1]))
+    labels, sums, bounds = np.full(len(unit), -1, np.int32), np.zeros((k, unit.shape[1])), Bounds(unit)
     for _ in range(iterations):
         before = labels.copy()
-        for rows, _x, scores in _tiles(unit, centroids):
-            labels[rows] = scores.argmax(1)
+        bounds.assign(centroids, labels)
         changed = np.flatnonzero(labels != before)
         if not len(changed):
             break
+        bounds.worth = len(changed) < SETTLED * len(unit)
         for start in range(0, len(changed), CHUNK):  # the sums of the members, kept up to date by those that moved
             rows = changed[start : start + CHUNK]
-            x = unit[rows]
-            sums += member_sums(x, labels[rows], k) - member_sums(x, before[rows], k)
+            sums += member_sums(unit, labels[rows], k, rows) - member_sums(unit, before[rows], k, rows)
         moved = renormalise(sums, centroids)
         empty = np.flatnonzero(np.bincount(labels, minlength=k) == 0)
         if len(empty):
@@ -181,10 +242,13 @@ def spherical_kmeans(unit: np.ndarray, k: int, *, iterations: int = 100, seed: i
     return centroids
 
 
-def member_sums(unit: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
-    """The sum of each cluster's members, (k, d) float64; rows labelled below 0 count nowhere."""
+def member_sums(unit: np.ndarray, labels: np.ndarray, k: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """The sum of each cluster's members, (k, d) float64, of all rows or those numbered; ones labelled below 0 count nowhere."""
     use = np.flatnonzero(labels >= 0)
-    member = scipy.sparse.csr_matrix((np.ones(len(use), np.float32), (labels[use], use)), (k, len(unit)))
+    if not len(use):
+        return np.zeros((k, unit.shape[1]))
+    at = use if rows is None else rows[use]
+    member = scipy.sparse.csr_matrix((np.ones(len(use), np.float32), (labels[use], at)), (k, len(unit)))
     return (member @ unit).astype(np.float64)
 
 
