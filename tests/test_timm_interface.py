@@ -268,6 +268,23 @@ def test_layers_of_the_papers():
         layer_decay_groups(model, 1.0, 0.0, 1.5)
 
 
+def test_layers_of_a_model_around_a_backbone():
+    from offprint.models.backbones.swin_v2 import SimMIM
+
+    encoder = made("swin_tiny", num_classes=0)
+    model = SimMIM(encoder)
+    of = {id(p): g for g in layer_decay_groups(model, 1.0, 0.05, 0.5) for p in g["params"]}
+    assert set(of) == {id(p) for p in model.parameters()}
+    assert of[id(encoder.mask_token)]["layer"] == 0 and of[id(encoder.mask_token)]["weight_decay"] == 0
+    assert of[id(model.decoder[0].weight)]["layer"] == encoder.num_layers + 1
+    encoder.patch_embed.requires_grad_(False)
+    assert id(encoder.patch_embed.proj.weight) not in {
+        id(p) for g in layer_decay_groups(model, 1.0, 0.05, 0.5) for p in g["params"]
+    }
+    with pytest.raises(OffprintError, match="holds no backbone"):
+        layer_decay_groups(torch.nn.Linear(3, 3), 1.0, 0.05, 0.5)
+
+
 def test_pruning_the_norm_keeps_the_last_map():
     model, x = made("swin_tiny"), torch.randn(1, 3, SIDE, SIDE)
     raw, normed = (model.forward_intermediates(x, 1, norm=n, intermediates_only=True)[0] for n in (False, True))
