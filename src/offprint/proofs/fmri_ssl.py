@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from offprint.data.brain_series import open_series, simulate_scans
 from offprint.models.graphs.fmri_ssl import STAGIN, SpatioTemporalMAE
 from offprint.proofs import Effect, Proof, kit
-from offprint.tasks.brain import BrainRecipe
+from offprint.tasks.brain_recipe import BrainRecipe
 
 TEST = 200
 SIZES = {  # scans without labels, their frames and regions, the windows, epochs of both stages, seeds, rates, labels per class

@@ -243,7 +243,8 @@ def cifar(count: int, val: int = 500, test: int = 1000) -> Images:
         count: training images; ``val`` more, none of them among these, serve to choose rates.
         test: test images.
     """
-    from offprint.data.images import cifar10, open_images
+    from offprint.data.images import open_images
+    from offprint.data.pixels import cifar10
 
     mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
     if count + val > 5000 or test > 1000:

@@ -24,8 +24,7 @@ from offprint.data.draws import Triples
 from offprint.data.interactions import Interactions, hold_out, load_interactions
 from offprint.models.graphs.lightgcn import RECIPE, LightGCN
 from offprint.proofs import Band, Effect, Proof, kit
-from offprint.tasks.ranking import RANKINGS, evaluate_ranking
-from offprint.tasks.recommendation import popularity
+from offprint.tasks.ranking import RANKINGS, evaluate_ranking, popularity
 
 LAYERS = {"matrix factorisation": 0, "LightGCN": 3}
 SIZES = {  # mode: epochs on LastFM, judged seeds, rates; epochs on Gowalla (5 is what the log says)

@@ -25,8 +25,7 @@ from offprint.data.interactions import SETS, Interactions, hold_out, load_intera
 from offprint.errors import DataError
 from offprint.models.graphs.ultragcn import RECIPES, VARIANTS, UltraGCN, edge_weights
 from offprint.proofs import Band, Effect, Proof, kit
-from offprint.tasks.ranking import evaluate_ranking
-from offprint.tasks.recommendation import popularity
+from offprint.tasks.ranking import evaluate_ranking, popularity
 
 ARMS = ("weights, no item graph", "matrix factorisation", "weights and item graph")
 SIZES = {  # mode: epochs on LastFM, judged seeds, rates; most epochs and judged seeds on Electronics

@@ -162,3 +162,9 @@ def ranking_metrics(scores, train: sp.csr_matrix, test: sp.csr_matrix, k: int = 
     sums = RankingSums(test, (k,), all_users=all_users)
     sums.add(np.arange(len(best)), best)
     return sums.means() | {"top": best}
+
+
+def popularity(train: sp.csr_matrix) -> tuple[Tensor, Tensor]:
+    """The baseline that recommends what most users have, as embeddings (N, 1) and (M, 1)."""
+    counts = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
+    return torch.ones(train.shape[0], 1), torch.from_numpy(counts)[:, None]

@@ -28,7 +28,7 @@ from offprint.models.checkpoint import load_weights, save_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entries, entry
 from offprint.tasks.contract import Job, Ready, Task, register_task, train
-from offprint.tasks.ranking import evaluate_ranking, top_items
+from offprint.tasks.ranking import evaluate_ranking, popularity, top_items
 from offprint.tasks.results import Figures, Result, bars
 from offprint.tasks.running import Fitted, RecipeTask
 
@@ -546,12 +546,6 @@ class Trained:
         return evaluate_ranking(
             *self.embeddings, data.train, data.test, top, all_users=all_users, ranking=ranking, progress=progress
         )
-
-
-def popularity(train: sp.csr_matrix) -> tuple[Tensor, Tensor]:
-    """The baseline that recommends what most users have, as embeddings (N, 1) and (M, 1)."""
-    counts = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
-    return torch.ones(train.shape[0], 1), torch.from_numpy(counts)[:, None]
 
 
 def _check_top(top: int) -> None:

@@ -15,7 +15,7 @@ from offprint.methods.training._forward_data import link_parts, link_split, node
 from offprint.methods.training.forward_gnn import METHODS, TrainedGNN, fit
 from offprint.models.registry import Entry
 from offprint.tasks.contract import Job, Ready, Task, Trained, register_task
-from offprint.tasks.nodes import node_numbers, open_graph_source
+from offprint.tasks.node_classification import node_numbers, open_graph_source
 from offprint.tasks.results import Figures, Result, bars
 
 
