@@ -89,7 +89,7 @@ def test_where_a_set_lies(monkeypatch, tmp_path):
 
 def test_finding_and_listing():
     assert dataset("Amazon-Photo") is dataset("amazon_photo") and dataset("amazon-cds").id == "amazoncds"
-    assert {d.id for d in datasets(task="super-resolution")} >= {"set5", "manga109"} and len(datasets()) == len(SETS)
+    assert {d.id for d in datasets(task="restoration")} >= {"set5", "manga109"} and len(datasets()) == len(SETS)
     assert all(d.kind == "graph" for d in datasets(kind="graph"))
     with pytest.raises(OffprintError, match="unknown data set 'cifra10'; nearest: cifar10"):
         dataset("cifra10")

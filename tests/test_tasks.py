@@ -441,3 +441,15 @@ def test_a_head_by_name_trains_and_is_rebuilt(run, pictures, tmp_path):
     assert run("evaluate", "r")[0] == 0
     code, said = run("train", "-m", "convnext_tiny", "--head", "ssdlite", "-d", pictures)
     assert code == 2 and "no task here trains or runs it yet" in said
+
+
+def test_data_sets_name_tasks_that_exist():
+    from offprint.data.datasets import datasets
+
+    known = {
+        *api.tasks(),
+        *(e.task for e in entries().values()),
+        "re-identification",
+        "verification",
+    }  # claims of planned heads
+    assert {d.task for d in datasets()} <= known

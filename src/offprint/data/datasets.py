@@ -97,17 +97,17 @@ def _imagenet(
 
 def _enlarged(id: str, title: str, count: int, home: str = _SWINIR, licence: str = _STATED, **more) -> Dataset:
     what = "a picture, and its reduction"
-    return Dataset(id, title, home, licence, "super-resolution", "pairs", what, {"test": count}, (id,), **more)
+    return Dataset(id, title, home, licence, "restoration", "pairs", what, {"test": count}, (id,), **more)
 
 
 def _planetoid(id: str, title: str, splits: Mapping[str, int | None], **more) -> Dataset:
     places = (f"graphs/{title}/raw/ind.{id}.x", f"{title}/raw/ind.{id}.x", f"ind.{id}.x")
-    return Dataset(id, title, *_PLANETOID, "node classification", "graph", _NODE, splits, places, **more)
+    return Dataset(id, title, *_PLANETOID, "nodes", "graph", _NODE, splits, places, **more)
 
 
 def _shchur(id: str, title: str, nodes: int, *stems: str) -> Dataset:
     places = tuple(f"{folder}{stem}.npz" for folder in ("graphs/npz/", "npz/", "") for stem in stems)
-    return Dataset(id, title, *_SHCHUR, "node classification", "graph", _NODE, {"nodes": nodes}, places)
+    return Dataset(id, title, *_SHCHUR, "nodes", "graph", _NODE, {"nodes": nodes}, places)
 
 
 def _rated(id: str, title: str, home: str, splits: Mapping[str, int | None], licence: str = _STATED, **more) -> Dataset:
@@ -158,7 +158,7 @@ SETS = (
     _enlarged("b100", "B100, of BSDS300", 100, "eecs.berkeley.edu/Research/Projects/CS/vision/bsds", _RESEARCH),
     _enlarged("urban100", "Urban100", 100, "github.com/jbhuang0604/SelfExSR"),
     _enlarged("manga109", "Manga109", 109, "manga109.org", "academic, by application"),
-    Dataset("sample:photographs", "Three free photographs", "scikit-image.org", "public domain and CC0", "super-resolution", "photographs",
+    Dataset("sample:photographs", "Three free photographs", "scikit-image.org", "public domain and CC0", "restoration", "photographs",
             "a picture", {"all": 3}, bundled=("photographs.zip",), digest="7ee28697ff81b81a"),
     # -- graphs
     _planetoid("cora", "Cora", {"train": 140, "val": 500, "test": 1_000}, bundled=("cora.npz",), digest="b36451018504c46d"),
@@ -168,7 +168,7 @@ SETS = (
     _shchur("amazon_photo", "Amazon Photo", 7_650, "amazon_electronics_photo", "amazon_photo", "photo"),
     _shchur("coauthor_cs", "Coauthor CS", 18_333, "ms_academic_cs", "coauthor_cs", "cs"),
     _shchur("coauthor_physics", "Coauthor Physics", 34_493, "ms_academic_phy", "coauthor_physics", "coauthor_phy", "physics"),
-    _named("ogbn-arxiv", "ogbn-arxiv", "ogb.stanford.edu", "ODC-BY", "node classification", _NODE),
+    _named("ogbn-arxiv", "ogbn-arxiv", "ogb.stanford.edu", "ODC-BY", "nodes", _NODE),
     # -- interactions
     _rated("gowalla", "Gowalla", f"{_LIGHTGCN}gowalla", {"train": 810_128, "test": 217_242},
            bundled=("gowalla_train.txt.xz", "gowalla_test.txt.xz"), digest="1e08ada35d767471"),
@@ -184,8 +184,8 @@ SETS = (
             "a volume of labels", {"all": 1}, bundled=("brain_labels.npz",), digest="320983bad24d70dd"),
     _named("btcv", "BTCV abdomen", "synapse.org, syn3193805", "by registration", "segmentation", "a CT volume and its organs"),
     _named("brats21", "BraTS 2021", "synapse.org, syn25829067", "by registration", "segmentation", "four MR volumes and a tumour"),
-    _named("hcp-rest", "HCP, rest", "humanconnectome.org", "by registration", "brain series", "a subject's series of regions"),
-    _named("hcp-task", "HCP, task", "humanconnectome.org", "by registration", "brain series", "a subject's series of regions"),
+    _named("hcp-rest", "HCP, rest", "humanconnectome.org", "by registration", "connectivity", "a subject's series of regions"),
+    _named("hcp-task", "HCP, task", "humanconnectome.org", "by registration", "connectivity", "a subject's series of regions"),
     # -- dense prediction and retrieval, as claims name them
     _named("ade20k", "ADE20K", "groups.csail.mit.edu/vision/datasets/ADE20K", _RESEARCH, "segmentation", "a picture and a class a pixel"),
     _named("cityscapes", "Cityscapes", "cityscapes-dataset.com", _RESEARCH, "segmentation", "a picture and a class a pixel"),
