@@ -126,7 +126,13 @@ def test_a_name_is_a_model_like_any_other(tmp_path):
 
     name = "convnext_tiny+hor_fpn+mobile_deeplab"
     spec = offprint.api.entry(name)
-    assert (spec.paper, spec.kind, spec.input_size) == ("mobilenet-v2", "segmentation", (3, 224, 224))
+    assert (spec.paper, spec.kind, spec.task, spec.input_size) == (
+        "mobilenet-v2",
+        "segmentation",
+        "segmentation",
+        (3, 224, 224),
+    )
+    assert spec.recipes == offprint.api.entry("convnext_tiny").recipes
     model = offprint.create_model(name, num_classes=4, in_chans=1, **TINY).eval()
     x = torch.randn(1, 1, 64, 64)
     save_pretrained(model, tmp_path / "m")

@@ -167,6 +167,9 @@ def _open(raw: object, source: str, average: str = "") -> _Opened:
         }
         if not inner:
             break
+        if average == "raw" and "raw" not in inner and any(isinstance(v, Tensor) for v in seen.values()):
+            found = "raw"  # the tensors are here, and their average is in a container beside them
+            break
         kind = average if average in inner else "ema" if "ema" in inner else "raw"
         if kind == "ema" or len(inner) == 2:
             found = kind

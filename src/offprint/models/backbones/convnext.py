@@ -188,7 +188,9 @@ class ConvNeXt(MaskedTokens, ConvNeXtFrame):
             reshape=lambda state, model: {k: _flat(k, v) for k, v in state.items()},
         ),
     )
-    optional_state = r"^norm\d\.|^mask_token$"  # the pyramid's own norms, and what only masked pre-training needs
+    optional_state = (
+        r"^norm\d\.|^mask_token$|^decoder\."  # the pyramid's own norms, and what only masked pre-training needs
+    )
     undecayed = "mask_token"
     patch_size = 4
 
@@ -242,7 +244,7 @@ class ConvNeXtIsotropic(MaskedTokens, Backbone):
     """
 
     input_layers = ("stem",)
-    optional_state = "^mask_token$"
+    optional_state = r"^mask_token$|^decoder\."
     undecayed = "mask_token"
     minimum = patch_size = 16
 
