@@ -161,7 +161,9 @@ class Bounds:
     def __init__(self, unit: np.ndarray):
         self.unit, self.worth = unit, False
         self.centroids: np.ndarray | None = None  # those the bounds hold for; None: there are no bounds
-        self.own, self.others = np.empty((2, len(unit)), np.float32)  # at most the product with the own, at least with any other
+        self.own, self.others = np.empty(
+            (2, len(unit)), np.float32
+        )  # at most the product with the own, at least with any other
 
     def assign(self, centroids: np.ndarray, labels: np.ndarray) -> None:
         """Write the label of every row; ``labels`` holds those of the last time."""
