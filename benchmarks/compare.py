@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 import offprint
 from offprint.errors import OffprintError
+from offprint.models.deploy import FORMATS, fastest
 from offprint.models.info import peak_memory
+
+SAME, BEST = "same form", "best against best"
+WANTED = {SAME: 1.0, BEST: 1.05}
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Row:
         required: ratio that must be reached; 0 for information only.
         note: anything a reader of the figure must know.
         growth: the row is about growth with size or memory, not about speed against a peer.
+        form: of two models: ``"same form"`` (both eager, fp32, each in the memory format that is better for it) or ``"best against
+            best"`` (ours through :func:`offprint.deploy`, the peer fused where it can be and likewise in its best format, the
+            same precision); empty where no models are compared.
     """
 
     paper: str
@@ -40,6 +47,7 @@ class Row:
     required: float = 1.0
     note: str = ""
     growth: bool = False
+    form: str = ""
 
     @property
     def ratio(self) -> float:
@@ -77,6 +85,88 @@ def _step(model: nn.Module, x: Tensor, y: Tensor) -> Callable[[], object]:
     return run
 
 
+def precisions() -> list[str]:
+    """Precisions this processor computes in; emulated bf16, tens of times slower, says nothing about either side."""
+    return ["fp32", "bf16"] if torch.ops.mkldnn._is_mkldnn_bf16_supported() else ["fp32"]
+
+
+def layouts(x: Tensor) -> tuple[str, str]:
+    """The memory formats a batch of images, or of volumes, can have."""
+    return "contiguous", "channels_last_3d" if x.ndim == 5 else "channels_last"
+
+
+def fused(model: nn.Module, x: Tensor) -> nn.Module:
+    """A peer's model with its branches merged (timm) and BatchNorms folded into convolutions (torch.fx), where that can be done."""
+    from timm.utils.model import reparameterize_model
+    from torch.fx.experimental.optimization import fuse
+
+    merged = reparameterize_model(model)
+    try:
+        folded = fuse(merged.eval())
+        with torch.no_grad():
+            a, b = merged(x), folded(x)
+    except (
+        Exception
+    ):  # the tracer meets what it cannot follow in many ways; the model then stays as its library builds it
+        return merged
+    return folded if torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) else merged
+
+
+def quicker(calls: dict[str, Callable[[], object]]) -> Callable[[], object]:
+    """The quicker of two calls, in a short race."""
+    one, two = calls.values()
+    a, b = race(one, two, seconds=0, rounds=3)
+    return one if a <= b else two
+
+
+def forwards(
+    paper: str, what: str, peer: str, ours: nn.Module, theirs: nn.Module, x: Tensor, *, seconds: float, memory: bool = True,
+    required: float = 1.0,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of two models' forward passes: in the same form, and the best of each in every precision of this processor."""
+
+    def eager(model: nn.Module) -> Callable[[], object]:
+        calls = {}
+        for name in layouts(x):
+            net, image = (v.to(memory_format=FORMATS[name]) for v in (copy.deepcopy(model), x))
+            calls[name] = lambda net=net, image=image: net(image)
+        return quicker(calls)
+
+    def best(model: nn.Module) -> Callable[[], object]:
+        return lambda: model(x)
+
+    with torch.inference_mode():
+        pairs = [(SAME, "fp32", eager(ours), eager(theirs))]
+    with torch.no_grad():
+        merged = fused(theirs, x)
+        for precision in precisions():
+            mine = offprint.deploy(ours, x, precision=precision, tolerance=1e-3)
+            other = fastest(theirs, merged, (x,), precision, "fastest")
+            pairs.append((BEST, precision, best(mine), best(other)))
+    for form, precision, a, b in pairs:
+        with torch.inference_mode():
+            took = race(a, b, seconds)
+            used = (peak_memory(a), peak_memory(b)) if memory else None
+        yield Row(paper, f"{what}, {precision}", peer, *took, used, required * WANTED[form], form=form)
+
+
+def training(
+    paper: str, what: str, peer: str, steps: Callable[[nn.Module, Tensor], Callable[[], object]], ours: nn.Module,
+    theirs: nn.Module, x: Tensor, *, seconds: float, memory: bool = True, required: float = 1.0,
+) -> Row:  # fmt: skip
+    """The row of two models' training steps, each in the memory format that is better for it; ``steps(model, x)`` makes one."""
+    chosen = []
+    for model in (ours, theirs):
+        calls = {}
+        for name in layouts(x):
+            net, image = (v.to(memory_format=FORMATS[name]) for v in (copy.deepcopy(model).train(), x))
+            calls[name] = steps(net, image)
+        chosen.append(quicker(calls))
+    took = race(*chosen, seconds, rounds=4)
+    used = (peak_memory(chosen[0]), peak_memory(chosen[1])) if memory else None
+    return Row(paper, what, peer, *took, used, required * WANTED[SAME], form=SAME)
+
+
 def classifiers(
     paper: str,
     name: str,
@@ -97,9 +187,8 @@ def classifiers(
 ) -> Iterator[Row]:
     """Forward and training step of our model ``name`` and a peer's model of the same architecture.
 
-    Our model is loaded from the peer's own weights and must give the peer's output first. Both then run as a user would run
-    them on this machine: ours deployed (``offprint.deploy``) for the forward and in channels-last memory, the peer's in eager
-    mode as its library builds it.
+    Our model is loaded from the peer's own weights and must give the peer's output first. Then like runs against like: see
+    ``form`` of :class:`Row`.
 
     Args:
         theirs: the peer's model; its classifier's size sets ours.
@@ -124,17 +213,11 @@ def classifiers(
             f"{name} and {peer} differ by {off:.1e} on the same weights; a benchmark of them says nothing"
         )
     shape = f"{batch} x {h}" + ("" if h == w else f"x{w}") + " px"
-    fast = x.contiguous(memory_format=torch.channels_last)
     if forward:
-        merged = offprint.deploy(ours, x).to(memory_format=torch.channels_last)
-        with torch.inference_mode():
-            a, b = race(lambda: merged(fast), lambda: theirs(x), seconds)
-            used = (peak_memory(lambda: merged(fast)), peak_memory(lambda: theirs(x))) if memory else None
-        yield Row(paper, f"{name} forward, {shape}", peer, a, b, used, required)
+        what = f"{name} forward, {shape}"
+        yield from forwards(paper, what, peer, ours, theirs, x, seconds=seconds, memory=memory, required=required)
     if train:
         y = torch.arange(batch) % classes
-        mine = copy.deepcopy(ours).train().to(memory_format=torch.channels_last)
-        a_step, b_step = _step(mine, fast, y), _step(theirs.train(), x, y)
-        a, b = race(a_step, b_step, train_seconds, rounds=4)
-        used = (peak_memory(a_step), peak_memory(b_step)) if memory else None
-        yield Row(paper, f"{name} training step, {shape}", peer, a, b, used, required)
+        what = f"{name} training step, {shape}"
+        yield training(paper, what, peer, lambda net, image: _step(net, image, y), ours, theirs, x,
+                       seconds=train_seconds, memory=memory, required=required)  # fmt: skip

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from benchmarks.compare import Row, peak_memory, race
+from benchmarks.compare import Row, forwards, training
 from offprint.errors import OffprintError
 from offprint.models.checkpoint import load_weights
-from offprint.models.deploy import deploy
 from offprint.models.factory import create_model
 
 
@@ -33,24 +32,12 @@ def rows() -> Iterator[Row]:
     ours = create_model("swin_unetr_small", in_chans=1, num_classes=14, downsample="fixed").eval()
     load_weights(ours, theirs.state_dict())
     x = torch.randn(1, 1, 64, 64, 64)
-    fast = deploy(ours, x).to(memory_format=torch.channels_last_3d)
-    y = x.contiguous(memory_format=torch.channels_last_3d)
     with torch.inference_mode():
-        off = float((fast(y) - theirs(x)).abs().max() / theirs(x).abs().max())
-        if off > 2e-4:
-            raise OffprintError(f"Swin UNETR and MONAI's differ by {off:.1e}")
-        a, b = race(lambda: fast(y), lambda: theirs(x), seconds=12)
-        used = peak_memory(lambda: fast(y)), peak_memory(lambda: theirs(x))
-    yield Row("swin-unetr", "swin_unetr_small forward, 64^3", "MONAI SwinUNETR", a, b, used)
-    target = torch.rand(1, 14, 64, 64, 64).round()
-    mine = _step(ours.train().to(memory_format=torch.channels_last_3d), y, target)
-    other = _step(theirs.train(), x, target)
-    a, b = race(mine, other, seconds=16, rounds=3)
-    yield Row(
-        "swin-unetr",
-        "swin_unetr_small training step, 64^3",
-        "MONAI SwinUNETR",
-        a,
-        b,
-        (peak_memory(mine), peak_memory(other)),
-    )
+        expected = theirs(x)
+        off = float((ours(x) - expected).abs().max() / expected.abs().max())
+    if off > 2e-4:
+        raise OffprintError(f"Swin UNETR and MONAI's differ by {off:.1e}")
+    peer, target = "MONAI SwinUNETR", torch.rand(1, 14, 64, 64, 64).round()
+    yield from forwards("swin-unetr", "swin_unetr_small forward, 64^3", peer, ours, theirs, x, seconds=12)
+    yield training("swin-unetr", "swin_unetr_small training step, 64^3", peer,
+                   lambda net, volume: _step(net, volume, target), ours, theirs, x, seconds=16)  # fmt: skip
