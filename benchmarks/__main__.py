@@ -29,7 +29,7 @@ def main(wanted: list[str]) -> int:
             raise unknown("benchmark", slug, known)
     kept = json.loads(FILE.read_text()) if FILE.is_file() else {}
     table = Table(title="theirs / ours, in seconds of one run", title_justify="left", header_style="bold")
-    for column in ("paper", "work", "peer", "ours (s)", "theirs (s)", "ratio", "peak MB ours/theirs"):
+    for column in ("paper", "work", "form", "peer", "ours (s)", "theirs (s)", "ratio", "peak MB ours/theirs"):
         table.add_column(column, overflow="fold")
     slow = []
     for slug in track(wanted or sorted(known), "benchmarks"):
@@ -42,7 +42,7 @@ def main(wanted: list[str]) -> int:
         for r in rows:
             memory = f"{r.memory[0] / 1e6:.0f} / {r.memory[1] / 1e6:.0f}" if r.memory else ""
             good = r.ratio >= r.required
-            table.add_row(slug, r.what, r.peer, f"{r.ours:.4f}", f"{r.theirs:.4f}",
+            table.add_row(slug, r.what, r.form, r.peer, f"{r.ours:.4f}", f"{r.theirs:.4f}",
                           f"[{'green' if good else 'red'}]{r.ratio:.2f}[/]", memory)  # fmt: skip
             slow += [] if good else [f"{r.what} ({r.ratio:.2f}, {r.required:g} wanted)"]
     out.print(table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import compare
 from benchmarks.compare import classifiers, peak_memory, race
 from offprint.errors import OffprintError
 
@@ -77,3 +78,44 @@ def test_models_that_compute_something_else_are_not_compared():
                 dims=(8,) * 4,
             )
         )
+
+
+def small(**changes):
+    import timm
+
+    peer = timm.create_model("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 8, 8), num_classes=3)
+    sizes = {"depths": (1, 1, 1, 1), "dims": (8,) * 4}
+    options = {"size": 64, "batch": 1, "seconds": 0, "train_seconds": 0, **sizes, **changes}
+    return list(classifiers("convnext", "convnext_tiny", "timm", peer, **options))
+
+
+def test_models_are_compared_in_the_same_form_and_at_their_best(monkeypatch):
+    monkeypatch.setattr(compare, "precisions", lambda: ["fp32", "bf16"])
+    rows = [(r.form, r.what.rpartition(", ")[2], r.required) for r in small()]
+    assert rows == [
+        ("same form", "fp32", 1.0),
+        ("best against best", "fp32", 1.05),
+        ("best against best", "bf16", 1.05),
+        ("same form", "1 x 64 px", 1.0),
+    ]
+
+
+def test_peers_are_fused_where_they_can_be():
+    import timm
+
+    x = torch.randn(1, 3, 64, 64)
+    plain = timm.create_model("mobilenetv2_050", num_classes=3).eval()
+    merged = compare.fused(plain, x)
+    assert any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in merged.modules())
+    with torch.no_grad():
+        torch.testing.assert_close(merged(x), plain(x), rtol=1e-3, atol=1e-4)
+
+
+def test_a_peer_that_cannot_be_traced_stays_as_it_is():
+    class Branching(torch.nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    x = torch.ones(1, 3)
+    assert torch.equal(compare.fused(Branching(), x)(x), x + 1)
