@@ -32,13 +32,6 @@ SMALL = {"num_cells": 1, "filters": 4, "stem_filters": 6}
 NORMS = Norms(1e-3, 0.1)
 
 
-@pytest.fixture(autouse=True)
-def plain_convolutions():
-    """Without oneDNN, whose backward pass corrupts the heap on some AMD processors when a small NASNet trains."""
-    with torch.backends.mkldnn.flags(enabled=False):
-        yield
-
-
 def small(name="nasnet_a_cifar", **kwargs):
     torch.manual_seed(0)
     return offprint.create_model(name, **{**SMALL, **kwargs}).eval()

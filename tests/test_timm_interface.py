@@ -30,13 +30,6 @@ def name(request):
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def plain_convolutions(request):
-    """NASNets train without oneDNN, whose backward pass corrupts the heap on some AMD processors."""
-    with torch.backends.mkldnn.flags(enabled="nasnet" not in request.node.name):
-        yield
-
-
 @pytest.fixture
 def x():
     return torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
