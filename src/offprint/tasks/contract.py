@@ -147,9 +147,7 @@ class Task:
         name: as ``register(task=...)`` and ``--task`` say it.
         does: completes "MODEL ...": ``"classifies pictures"``.
         goal, mode: the logged value that says which epoch is kept, and whether more (``max``) or less (``min``) is better.
-        every: epochs between two checkpoints.
         made: files that a run of this task leaves besides those of every run.
-        module_name, example: of the docs.
     """
 
     name = ""
