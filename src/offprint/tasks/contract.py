@@ -555,8 +555,10 @@ def find(
         raise OffprintError(f"{where} is not the folder of a training run (no {SETTINGS}); give one, or a model name")
     chosen = choose(where, task)
     if not pretrained and not checkpoint:
+        released = "--pretrained or " if entry(where).weights else ""
         raise OffprintError(
-            f"{where} has random weights; add --pretrained or --checkpoint FILE, or give the folder of a run"
+            f"{where} has random weights; add {released}--checkpoint FILE, or give the folder of a run "
+            f"(offprint train --model {where} --data ...)"
         )
     return chosen.released(where, pretrained, checkpoint, options or {})
 
