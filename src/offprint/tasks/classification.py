@@ -89,13 +89,13 @@ class ClassPredictions(Result):
 
     def flat(self) -> list[dict[str, Any]]:
         return [
-            {"image": row["image"] if i == 0 else "", **guess}
+            {"image": row["image"], "rank": rank, **guess}
             for row in self.rows
-            for i, guess in enumerate(row["predictions"])
+            for rank, guess in enumerate(row["predictions"], 1)
         ]
 
     def table(self) -> tuple[list[str], list[list[str]]]:
-        rows = [[r["image"], r["class"], f"{r['probability']:.3f}"] for r in self.flat()]
+        rows = [[r["image"] if r["rank"] == 1 else "", r["class"], f"{r['probability']:.3f}"] for r in self.flat()]
         return ["image", "class", "probability"], rows
 
     def draw(self, path: str | Path) -> Path:
