@@ -54,7 +54,7 @@ def _write(path: Path, rows: int, dim: int) -> None:
 
 CHILD = """
 import pathlib, re, resource, sys
-from offprint.methods.curation.concept_pruning import prune_parquet
+from offprint.methods.curation.parquet import prune_parquet
 prune_parquet(sys.argv[1], sys.argv[2], 0.3, k=100, iterations=5, **eval(sys.argv[3]))
 status = pathlib.Path("/proc/self/status")  # ru_maxrss of a child starts at its parent's on Linux
 peak = int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]) if status.exists() else 0
