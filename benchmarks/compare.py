@@ -141,7 +141,10 @@ def forwards(
         merged = fused(theirs, x)
         for precision in precisions():
             mine = offprint.deploy(ours, x, precision=precision, tolerance=1e-3)
-            other = fastest(theirs, merged, (x,), precision, "fastest")
+            try:
+                other = fastest(theirs, merged, (x,), precision, "fastest")
+            except RuntimeError:  # a folded model with tensors that have no channels-last form
+                other = fastest(theirs, theirs, (x,), precision, "fastest")
             pairs.append((BEST, precision, best(mine), best(other)))
     for form, precision, a, b in pairs:
         with torch.inference_mode():
