@@ -108,3 +108,21 @@ def test_where_it_is(tmp_path, monkeypatch):
     monkeypatch.delenv("OFFPRINT_LEDGER")
     assert default_url().endswith("ledger.sqlite")
     assert versions()["torch"] and machine()["cores"] >= 1
+
+
+def test_a_ledger_of_an_older_version_gains_its_columns(tmp_path):
+    """Every column that came later is added, whichever table it belongs to."""
+    import sqlite3
+
+    file = tmp_path / "old.sqlite"
+    Ledger(f"sqlite:///{file}")
+    with sqlite3.connect(file) as old:
+        for table, column in (("measurements", "tag"), ("runs", "source")):
+            old.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+    again = Ledger(f"sqlite:///{file}")
+    assert again.latest() == {}
+    number = again.measure(slug="x", model="m", weights="", protocol="p", metrics={}, items=1, seeds=1, partial=False, data_digest="",
+                           seconds=0.0, modules=[], source="")  # fmt: skip
+    assert number == 1
+    with sqlite3.connect(file) as now:
+        assert "tag" in [row[1] for row in now.execute("PRAGMA table_info(measurements)")]

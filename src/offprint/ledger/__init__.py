@@ -163,13 +163,22 @@ class Ledger:
             if self.url.startswith("sqlite"):
                 event.listen(self.engine, "connect", _wal)
             Base.metadata.create_all(self.engine)
-            if "source" not in {
-                c["name"] for c in inspect(self.engine).get_columns("runs")
-            }:  # a ledger of version 0.1.0
-                with self.engine.begin() as connection:
-                    connection.execute(text("ALTER TABLE runs ADD COLUMN source VARCHAR(16) NOT NULL DEFAULT ''"))
+            self._add_missing_columns()
         except (SQLAlchemyError, OSError, ImportError) as error:
             raise self._error("opened", error) from error
+
+    def _add_missing_columns(self) -> None:
+        """Columns that tables of an older version lack; each has a default for the rows that are there."""
+        having = inspect(self.engine)
+        for table in Base.metadata.sorted_tables:
+            known = {column["name"] for column in having.get_columns(table.name)}
+            for column in table.columns:
+                if column.name not in known and column.server_default is not None:
+                    kind = column.type.compile(self.engine.dialect)
+                    with self.engine.begin() as connection:
+                        connection.execute(
+                            text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind} NOT NULL DEFAULT ''")
+                        )
 
     def _error(self, what: str, error: Exception) -> LedgerError:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
