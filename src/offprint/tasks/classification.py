@@ -163,13 +163,10 @@ class ImageClassification(Task):
                     head.bias.mul_(scale)
         return network
 
-    def _size(self, job: Job) -> int:
-        return job.how.input_size or (job.entry.input_size or (3, 224, 224))[-1]
-
     def about(self, job: Job) -> dict[str, Any]:
         return {
             "classes": job.data.classes,
-            "input_size": self._size(job),
+            "input_size": side_of(job),
             "preprocessing": dict(job.entry.preprocessing),
         }
 
@@ -180,17 +177,7 @@ class ImageClassification(Task):
         return Classification(job.network, job.how, len(job.data.classes), job.run.seed)
 
     def loaders(self, job: Job) -> ImageData:
-        size, channels, preprocessing = (
-            self._size(job),
-            getattr(job.network, "in_chans", 3),
-            job.how.pictures(job.entry.preprocessing),
-        )
-        return ImageData(
-            job.data,
-            training_transform(size, preprocessing, job.how, channels),
-            evaluation_transform(size, preprocessing, channels),
-            min(job.how.batch_size, len(job.data.train)), job.run.workers, job.run.seed,
-        )  # fmt: skip
+        return picture_loaders(job, getattr(job.network, "in_chans", 3))
 
     def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
         accuracy = fitted.best if fitted.best is not None else fitted.logged.get("val_accuracy", math.nan)
@@ -278,11 +265,12 @@ class ImageClassification(Task):
         """
         files, reasons = pictures_in(inputs), []
         rows: list[dict] = []
+        transform = self.transform(ready)
         if progress:
             progress(total=len(files))
         for file in files:
             try:
-                rows += predict_images(ready.model, self.transform(ready), [file], ready.about.get("classes"), top_k)
+                rows += predict_images(ready.model, transform, [file], ready.about.get("classes"), top_k)
             except OffprintError as error:
                 if on_error != "skip":
                     raise
@@ -290,6 +278,22 @@ class ImageClassification(Task):
             if progress:
                 progress(text=file.name)
         return ClassPredictions(rows, left_out(reasons))
+
+
+def side_of(job: Job) -> int:
+    """Height and width that a job trains at, in pixels."""
+    return job.how.input_size or (job.entry.input_size or (3, 224, 224))[-1]
+
+
+def picture_loaders(job: Job, channels: int) -> ImageData:
+    """Loaders of a job on pictures: augmented as its recipe says, and as its model is evaluated."""
+    size, preprocessing = side_of(job), job.how.pictures(job.entry.preprocessing)
+    return ImageData(
+        job.data,
+        training_transform(size, preprocessing, job.how, channels),
+        evaluation_transform(size, preprocessing, channels),
+        min(job.how.batch_size, len(job.data.train)), job.run.workers, job.run.seed,
+    )  # fmt: skip
 
 
 def start(job: Job, num_classes: int | None) -> torch.nn.Module:

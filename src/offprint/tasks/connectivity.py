@@ -84,28 +84,6 @@ class _Scans(Task):
         options["length"] = part_length(scans, _length(options))
         job.model_options = options
 
-    def evaluate(
-        self,
-        ready: Ready,
-        data: Any = None,
-        *,
-        labels: str | None = None,
-        target: str | None = None,
-        batch_size: int = 4,
-        progress: Callable[..., None] | None = None,
-    ) -> Figures:
-        """Figures on labelled scans.
-
-        Args:
-            labels: CSV or TSV with a column of subjects and the target's.
-            target: column to predict; default that of the run.
-            batch_size: scans at once.
-        """
-        raise OffprintError(
-            f"{ready.folder} is a pre-trained encoder, which predicts nothing; fine-tune it: "
-            f"offprint train --model {ready.folder} --task connectivity --data SERIES --labels FILE --target COLUMN"
-        )
-
 
 class ConnectivityPretraining(_Scans):
     """Spatio-temporal masked pre-training on scans without labels."""
@@ -185,10 +163,18 @@ class ConnectivityPretraining(_Scans):
         model, spec = load_run(folder)
         return Ready(self, model, about["model"], spec, folder)
 
+    def _no_target(self, ready: Ready) -> OffprintError:
+        return OffprintError(
+            f"{ready.folder} is a pre-trained encoder, which predicts nothing; fine-tune it: "
+            f"offprint train --model {ready.folder} --task connectivity --data SERIES --labels FILE --target COLUMN; "
+            "or give its vectors out: offprint brain embed"
+        )
+
+    def evaluate(self, ready: Ready, data: Any = None, *, progress: Callable[..., None] | None = None) -> Figures:
+        raise self._no_target(ready)
+
     def predict(self, ready: Ready, inputs: Any, *, progress: Callable[..., None] | None = None) -> Result:
-        """A pre-trained encoder gives vectors: ``offprint brain embed``."""
-        self.evaluate(ready)
-        raise AssertionError
+        raise self._no_target(ready)
 
 
 @torch.no_grad()

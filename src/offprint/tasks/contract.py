@@ -201,10 +201,6 @@ class Task:
         """What decides the result of the run, and what :meth:`ready` needs, beyond what every run says."""
         return {}
 
-    def told(self, job: Job) -> dict[str, Any]:
-        """What is written down of the run and may differ when it goes on."""
-        return {}
-
     def module(self, job: Job) -> RecipeTask:
         """The Lightning module."""
         raise NotImplementedError
@@ -251,7 +247,7 @@ class Task:
         about = {"task": self.name, "model": job.model, "stage": job.stage,
                  "options": job.model_options, "recipe": dataclasses.asdict(job.how), "seed": job.run.seed,
                  "started_from": str(job.pretrained or job.checkpoint or ""), **self.about(job)}  # fmt: skip
-        told = {"source": str(job.source)[:300], "data_options": _plain(job.options), **self.told(job)}
+        told = {"source": str(job.source)[:300], "data_options": _plain(job.options)}
         job.folder = RunFolder(job.out, {**about, "data_digest": self.digest(job.data)}, job.run.resume, told=told,
                                made=self.made)  # fmt: skip
         before = job.folder.summary()

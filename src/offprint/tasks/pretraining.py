@@ -12,14 +12,13 @@ from torch import Tensor
 
 from offprint.data.images import ImageSplits
 from offprint.data.pictures import open_pictures
-from offprint.data.transforms import evaluation_transform, training_transform
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbones.swin_v2 import SIMMIM_RECIPE, SimMIM, simmim_mask
 from offprint.models.checkpoint import load_weights, save_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
 from offprint.nn import MaskedTokens
-from offprint.tasks.classification import start
+from offprint.tasks.classification import picture_loaders, side_of, start
 from offprint.tasks.contract import Job, Ready, Task, register_task, train
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result
@@ -111,9 +110,6 @@ class MaskedPretraining(Task):
         job.settled = {"method": method, "mask_unit": mask_unit, "mask_ratio": mask_ratio,
                         "norm_target": own if norm_target is None else norm_target}  # fmt: skip
 
-    def _size(self, job: Job) -> int:
-        return job.how.input_size or (job.entry.input_size or (3, 224, 224))[-1]
-
     def build(self, job: Job) -> SimMIM:
         if job.how.drop_path_rate is not None:
             job.model_options.setdefault("drop_path_rate", job.how.drop_path_rate)
@@ -122,7 +118,7 @@ class MaskedPretraining(Task):
             network = SimMIM(start(job, 0), target)
         else:
             network = SimMIM(job.model, target, **job.model_options)
-        size, encoder = self._size(job), network.encoder
+        size, encoder = side_of(job), network.encoder
         unit, ratio = job.settled["mask_unit"], job.settled["mask_ratio"]
         simmim_mask(1, (size, size), unit=unit, patch=encoder.patch_size, ratio=ratio)
         if size % network.stride:
@@ -134,7 +130,7 @@ class MaskedPretraining(Task):
     def about(self, job: Job) -> dict[str, Any]:
         return {
             **job.settled,
-            "input_size": self._size(job),
+            "input_size": side_of(job),
             "preprocessing": job.how.pictures(job.entry.preprocessing),
         }
 
@@ -144,17 +140,7 @@ class MaskedPretraining(Task):
         )
 
     def loaders(self, job: Job) -> ImageData:
-        size, channels, preprocessing = (
-            self._size(job),
-            job.network.encoder.in_chans,
-            job.how.pictures(job.entry.preprocessing),
-        )
-        return ImageData(
-            job.data,
-            training_transform(size, preprocessing, job.how, channels),
-            evaluation_transform(size, preprocessing, channels),
-            min(job.how.batch_size, len(job.data.train)), job.run.workers, job.run.seed,
-        )  # fmt: skip
+        return picture_loaders(job, job.network.encoder.in_chans)
 
     def save(self, job: Job) -> None:
         save_weights(job.network.encoder, job.folder / "model.safetensors")
@@ -174,15 +160,17 @@ class MaskedPretraining(Task):
         load_weights(model, folder / "model.safetensors")
         return Ready(self, model.eval(), about["model"], about, folder)
 
-    def evaluate(self, ready: Ready, data: Any = None, *, progress: Callable[..., None] | None = None) -> Figures:
-        raise OffprintError(
+    def _no_classifier(self, ready: Ready) -> OffprintError:
+        return OffprintError(
             f"{ready.folder or ready.name} is a pre-trained encoder without a classifier; train one on it first: "
             f"offprint train --model {ready.folder or ready.name} --task classification --data DIR"
         )
 
+    def evaluate(self, ready: Ready, data: Any = None, *, progress: Callable[..., None] | None = None) -> Figures:
+        raise self._no_classifier(ready)
+
     def predict(self, ready: Ready, inputs: Any, *, progress: Callable[..., None] | None = None) -> Result:
-        self.evaluate(ready)
-        raise AssertionError
+        raise self._no_classifier(ready)
 
 
 def pretrain(
