@@ -361,6 +361,8 @@ def test_older_verbs_answer_and_say_the_new_name(run, tmp_path):
     assert code == 0 and "is now: offprint evaluate m -k 3" in said and "popularity" in said, said
     code, said = run("predict", "1", "2", "-m", "m", "--top", "2", "--json")
     assert code == 0 and said.count('"item"') == 4
+    code, said = run("export", "m", "--format", "torch-export", "--out", "m.pt2")
+    assert code == 2 and "no example input is known for LightGCN" in said and not (tmp_path / "m.pt2").exists()
     code, said = run("graph", "fit", "-d", "cora", "-m", "link_fl", "--epochs", "2", "-o", "g", "-l", "1")
     assert code == 0 and "offprint train --model forward_link_fl" in said, said
     assert run("evaluate", "g")[0] == 0

@@ -374,9 +374,6 @@ class RecommendationTask(Task):
         rows = [(user, held.recommend(user, top=top)) for user in users]
         return Recommendations([{"user": u, "items": [{"item": i, "score": s} for i, s in found]} for u, found in rows])
 
-    def sample(self, ready: Ready) -> Tensor:
-        return torch.zeros(1, dtype=torch.long)
-
 
 def _counter(progress: Callable[..., None] | None) -> Callable[[int, int], None] | None:
     """A progress of (done, total) that tells one of steps."""
