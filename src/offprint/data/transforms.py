@@ -43,7 +43,9 @@ def training_transform(size: int, preprocessing: Mapping[str, Any], recipe, chan
     """The recipe's augmentation: crop, flip, colour or policy, normalise, erase."""
     mode = InterpolationMode(preprocessing.get("interpolation", "bicubic"))
     steps: list = []
-    if size >= 64:
+    if not recipe.crop_scale:  # the whole short side, shifted a little (Touvron et al. 2022, Sec. 3)
+        steps += [v2.Resize(size, mode), v2.RandomCrop(size, padding=4, padding_mode="reflect")]
+    elif size >= 64:
         steps.append(v2.RandomResizedCrop(size, tuple(recipe.crop_scale), interpolation=mode))
     else:  # small pictures are padded and shifted, as on CIFAR
         steps += [v2.Resize((size, size), mode), v2.RandomCrop(size, padding=max(2, size // 8), padding_mode="reflect")]
@@ -57,9 +59,12 @@ def training_transform(size: int, preprocessing: Mapping[str, Any], recipe, chan
         steps.append(v2.RandAugment())
     elif policy == "trivial":
         steps.append(v2.TrivialAugmentWide())
+    elif policy == "three":  # one of three (Touvron et al. 2022, Sec. 3.2)
+        blur = v2.GaussianBlur(2 * (size // 20) + 1, (0.1, 2.0))
+        steps.append(v2.RandomChoice([v2.RandomGrayscale(1.0), v2.RandomSolarize(128, 1.0), blur]))
     elif policy:
-        raise DataError(f"auto_augment={policy!r}; choose '', 'randaugment', 'trivial' or 'rand-m9-n2'")
-    elif recipe.color_jitter:
+        raise DataError(f"auto_augment={policy!r}; choose '', 'randaugment', 'trivial', 'three' or 'rand-m9-n2'")
+    if recipe.color_jitter and policy in ("", "three"):
         steps.append(v2.ColorJitter(*[recipe.color_jitter] * 3))
     steps += _tensor(preprocessing, channels)
     if recipe.random_erasing:

@@ -42,7 +42,9 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
         if dim % num_heads:
-            raise OffprintError(f"a width of {dim} cannot be divided among {num_heads} heads; choose a divisor of {dim}")
+            raise OffprintError(
+                f"a width of {dim} cannot be divided among {num_heads} heads; choose a divisor of {dim}"
+            )
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

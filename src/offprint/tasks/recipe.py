@@ -19,7 +19,8 @@ class Recipe:
     ``lr`` is the rate at ``reference_batch`` images per step and is scaled linearly to the batch in use (0: not scaled).
     ``scaled_with_batch`` names the rates that are. ``schedule`` is ``cosine``, ``step`` (``lr * decay_rate ** (epoch // decay_epochs)``) or
     ``constant``, after ``warmup_epochs`` of linear warm-up from ``warmup_lr``. ``auto_augment`` is ``""``, ``"randaugment"``,
-    ``"trivial"`` or timm's ``rand-mM-nN...`` notation (magnitude M of 10, N operations). ``ema_decay`` 0 keeps no average.
+    ``"trivial"``, ``"three"`` (DeiT III's) or timm's ``rand-mM-nN...`` notation (magnitude M of 10, N operations). ``crop_scale`` is the share
+    of the picture's area that a crop takes, ``()`` for the whole short side, shifted by up to four pixels. ``ema_decay`` 0 keeps no average.
 
     ``layer_decay`` is the factor between the rates of neighbouring layers (1: one rate), ``head_init_scale`` one on a fresh
     classifier, ``aux_weight`` the weight of a side classifier's loss (``None``: the model's own, if it has one). ``lr_noise``: from and
@@ -49,7 +50,7 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     flip: bool = True
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[float, ...] = (0.08, 1.0)
     color_jitter: float = 0.0
     auto_augment: str = ""
     random_erasing: float = 0.0
@@ -162,7 +163,7 @@ def stated(model: str, stage: str = "training") -> Mapping[str, Any]:
     return spec.recipes.get(stage, {})
 
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf")
+OPTIMIZERS = ("adamw", "adam", "sgd", "nesterov", "rmsprop", "rmsprop_tf", "lamb")
 
 
 def build_optimizer(model, recipe: Recipe, batch: int):
@@ -196,6 +197,10 @@ def build_optimizer(model, recipe: Recipe, batch: int):
             return torch.optim.Adam(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)
         case "sgd" | "nesterov":
             return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.optimizer == "nesterov")
+        case "lamb":
+            from offprint.tasks.lamb import Lamb
+
+            return Lamb(groups, lr=lr, betas=recipe.betas, eps=recipe.eps)
         case "rmsprop_tf":
             from offprint.tasks.rmsprop import RMSpropTF
 

@@ -88,4 +88,4 @@ WORDS = {
     "snnetv2_mini_12_24": {"y = W x + b + (B A x)/r": _LOW_RANK},
     "snnetv2_deit3_s_b": {"y = W x + b + (B A x)/r": _LOW_RANK},
 }
-SMALL = {"deit3_small_patch16_224": {"embed_dim": 24, "depth": 4, "num_heads": 2, "img_size": 64, "patch_size": 8}}
+SMALL = {"deit3_small_patch16_224": {"embed_dim": 24, "depth": 4, "num_heads": 2, "img_size": 64}}

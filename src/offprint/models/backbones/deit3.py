@@ -65,7 +65,7 @@ class DeiT3(Backbone):
     head_modules = ("norm", "head")
     classifier = "head"
     input_layers = ("patch_embed.proj",)
-    minimum = 1
+    minimum = 16
     undecayed = r"(^|\.)(pos_embed|cls_token)$"
     dialects = (Dialect("timm", ((r"\.ls([12])\.gamma$", r".gamma_\1"),)),)
 
@@ -86,6 +86,7 @@ class DeiT3(Backbone):
         super().__init__(drop_rate)
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, embed_dim
         self.grid = self._grid_of(sides_of(img_size), patch_size)
+        self.minimum = patch_size
         self.patch_embed = PatchEmbed(in_chans, embed_dim, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid[0] * self.grid[1], embed_dim))
@@ -118,7 +119,7 @@ class DeiT3(Backbone):
         x = self.patch_embed(x)
         grid = (x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2) + resample_positions(self.pos_embed, self.grid, grid)
-        return Tokens(torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1), grid)
+        return Tokens(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], 1), grid)
 
     def walk(self, x: Tensor) -> Iterator[Tokens]:  # type: ignore[override]
         x, grid = self.embed(x)

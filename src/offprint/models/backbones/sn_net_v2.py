@@ -87,7 +87,9 @@ def stitch_configs(depths: Sequence[int], two_way: bool = True) -> Stitches:
     large = [(Segment(0, 0, i, layer), Segment(1, enter, ends[1])) for i, enter, layer in out]
     if not two_way:
         paths = [(Segment(1, 0, ends[1]),), *large]
-        return Stitches(tuple(paths), {"anchors": (0,), "sl": tuple(range(1, d0 + 1))}, (d0, 0), tuple(range(len(paths))))
+        return Stitches(
+            tuple(paths), {"anchors": (0,), "sl": tuple(range(1, d0 + 1))}, (d0, 0), tuple(range(len(paths)))
+        )
     back = [(j, j * d0 // d1 + 1, j // ratio) for j in range(d1 - 1) if d0 == d1 or j % 2]
     small = [(Segment(1, 0, j, layer), Segment(0, enter, ends[0])) for j, enter, layer in back]
     there_and_back = {
@@ -163,7 +165,9 @@ def least_squares_stitch(front: Tensor, back: Tensor) -> tuple[Tensor, Tensor]:
             f"{len(a)} tokens cannot determine {a.shape[1] + 1} coefficients for each output; give more pictures"
         )
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-        raise OffprintError("the anchors give features that are not finite on these pictures; check their weights and the pictures")
+        raise OffprintError(
+            "the anchors give features that are not finite on these pictures; check their weights and the pictures"
+        )
     solution = torch.linalg.pinv(torch.cat([a, a.new_ones(len(a), 1)], 1)) @ b
     return solution[:-1].T.contiguous(), solution[-1]
 
@@ -235,7 +239,6 @@ class _Stitched(Backbone):
     head_modules = ()
     classifier = "anchors.1.head"
     input_layers = ("anchors.0.patch_embed.proj", "anchors.1.patch_embed.proj")
-    minimum = 1
     undecayed = r"(^|\.)(pos_embed|cls_token)$"
     optional_state = r"^anchors\.0\.head\."  # of another number of classes than the file's: begins anew
     dialects = (Dialect("timm", ((r"\.ls([12])\.gamma$", r".gamma_\1"),)),)
@@ -255,7 +258,7 @@ class _Stitched(Backbone):
         self.anchors = nn.ModuleList(_anchor(a, num_classes, in_chans) for a in anchors)
         small, large = self.small, self.large
         self._check(small, large)
-        self.in_chans, self.num_classes = in_chans, num_classes
+        self.in_chans, self.num_classes, self.minimum = in_chans, num_classes, small.minimum
         self.stitches = stitch_configs((len(small.blocks), len(large.blocks)), self.two_way)
         widths = (small.num_features, large.num_features)
         self.stitch_layers = self._layers(widths, lora_r)
@@ -263,7 +266,8 @@ class _Stitched(Backbone):
         self.pyramid_channels = [widths[1]] * len(large.taps)
         self.pyramid_reductions = list(large.pyramid_reductions)
         self.pyramid_modules = [f"anchors.1.blocks.{i}" for i in large.taps]
-        self.flops_gap, self.flops_sampling_k = 1.0, 0.0
+        self.flops_gap: float | None = None
+        self.flops_sampling_k = 0.0
         self.sampling = True
         self._groups: list[list[int]] | None = None
         self.set_stitch((1 if self.two_way else 0) if stitch is None else stitch)
@@ -304,7 +308,9 @@ class _Stitched(Backbone):
             OffprintError: there is no such id.
         """
         if not isinstance(stitch, int) or not 0 <= stitch < len(self.stitches.paths):
-            raise OffprintError(f"stitch {stitch!r} is none of the {len(self.stitches.paths)} of this model (0 to {len(self.stitches.paths) - 1})")
+            raise OffprintError(
+                f"stitch {stitch!r} is none of the {len(self.stitches.paths)} of this model (0 to {len(self.stitches.paths) - 1})"
+            )
         self.stitch = stitch
         if self.out_indices is None:
             self.num_features = self._anchor_at_end(stitch).num_features
@@ -314,7 +320,7 @@ class _Stitched(Backbone):
         return self.anchors[self.stitches.paths[stitch][-1].anchor]  # type: ignore[return-value]
 
     def macs(self, stitch: int, img_size: int | Sequence[int] | None = None) -> int:
-        """Multiply-adds of a stitch for one picture: convolution, linear layers (low-rank ones apart) and attention products."""
+        """Multiply-adds of a stitch for one picture: convolution, linear layers and attention products; low-rank changes as folded."""
         size = self.small.grid if img_size is None else self.small.map_size(*self._sides(img_size))
         patches = size[0] * size[1]
         tokens, path = patches + 1, self.stitches.paths[stitch]
@@ -325,8 +331,7 @@ class _Stitched(Backbone):
                 dim = block.attn.proj.in_features
                 total += tokens * (4 * dim * dim + 2 * dim * block.mlp.fc1.out_features) + 2 * tokens * tokens * dim
             if part.stitch >= 0:
-                layer = self.stitch_layer(part.anchor, part.stitch).transform
-                total += tokens * sum(p.numel() for p in (layer.weight, layer.lora_A, layer.lora_B) if p is not None)
+                total += tokens * self.stitch_layer(part.anchor, part.stitch).transform.weight.numel()
         return int(total + (last.head.weight.numel() if self.num_classes else 0))  # type: ignore[union-attr, operator]
 
     def table(self, img_size: int | Sequence[int] | None = None) -> list[dict[str, Any]]:
@@ -337,7 +342,9 @@ class _Stitched(Backbone):
                 "stitch": i,
                 "kind": self.stitches.kind(i),
                 "gmacs": self.macs(i, img_size) / 1e9,
-                "way": " → ".join(f"{words[s.anchor]} {s.first}–{s.last}" for s in self.stitches.paths[i] if s.first <= s.last)
+                "way": " → ".join(
+                    f"{words[s.anchor]} {s.first}–{s.last}" for s in self.stitches.paths[i] if s.first <= s.last
+                )
                 + (" → large" if self.stitches.paths[i][-1].first > self.stitches.paths[i][-1].last else ""),
             }
             for i in self.stitches.used
@@ -355,7 +362,9 @@ class _Stitched(Backbone):
         """
         fitting = [row for row in self.table() if row["gmacs"] <= gmacs]
         if not fitting:
-            raise OffprintError(f"no stitch costs at most {gmacs} billion multiply-adds; the cheapest has {self.table()[0]['gmacs']:.4g}")
+            raise OffprintError(
+                f"no stitch costs at most {gmacs} billion multiply-adds; the cheapest has {self.table()[0]['gmacs']:.4g}"
+            )
         best = max(fitting, key=lambda row: ((accuracy or {}).get(row["stitch"], -1.0), row["gmacs"]))["stitch"]
         self.set_stitch(best)
         return best
@@ -363,7 +372,9 @@ class _Stitched(Backbone):
     def groups(self) -> list[list[int]]:
         """The stitches in use in groups of like cost, as they are drawn; :attr:`flops_gap` wide."""
         if self._groups is None:
-            self._groups = group_by_flops({i: self.macs(i) for i in self.stitches.used}, self.flops_gap)
+            costs = {i: self.macs(i) for i in self.stitches.used}
+            span = (max(costs.values()) - min(costs.values())) / 1e9
+            self._groups = group_by_flops(costs, min(1.0, span / 12) if self.flops_gap is None else self.flops_gap)
         return self._groups
 
     def draw(self) -> int:
@@ -443,7 +454,9 @@ class _Stitched(Backbone):
         self.num_classes = num_classes
         if global_pool is not None:
             if num_classes and not global_pool:
-                raise OffprintError("global_pool='' gives a map, which no classifier reads; reset it with num_classes=0")
+                raise OffprintError(
+                    "global_pool='' gives a map, which no classifier reads; reset it with num_classes=0"
+                )
             self.global_pool = global_pool
 
     def depth_groups(self) -> list[list[str]]:
@@ -586,7 +599,8 @@ class SNNetV2(_Stitched):
         stitch: the way in evaluation; default 1, the large anchor alone.
 
     Attributes:
-        flops_gap: width of a group of like cost in billions of multiply-adds (1.0; the authors' dense tasks take 10).
+        flops_gap: width of a group of like cost in billions of multiply-adds; by default the authors' 1.0, or a twelfth of the range of
+            costs where that is less (their dense tasks take 10).
         flops_sampling_k: above 0, dearer groups are drawn more often.
         sampling: whether a step of training draws its stitch, or takes the one that is set.
     """
@@ -626,10 +640,14 @@ def _anchor(given: Any, num_classes: int, in_chans: int) -> DeiT3:
         return given
     if isinstance(given, str):
         if given not in DEIT3:
-            raise OffprintError(f"{given!r} is no plain transformer that can be stitched; choose two of {', '.join(DEIT3)}")
+            raise OffprintError(
+                f"{given!r} is no plain transformer that can be stitched; choose two of {', '.join(DEIT3)}"
+            )
         given = DEIT3[given]
     if isinstance(given, nn.Module):
-        raise OffprintError(f"{type(given).__name__} is no plain transformer; two DeiT3 models can be stitched ({', '.join(DEIT3)})")
+        raise OffprintError(
+            f"{type(given).__name__} is no plain transformer; two DeiT3 models can be stitched ({', '.join(DEIT3)})"
+        )
     return DeiT3(**{**given, "num_classes": num_classes, "in_chans": in_chans})
 
 
@@ -656,7 +674,9 @@ def _block_outputs(anchor: DeiT3, images: Tensor) -> list[Tensor]:
 
 
 def _pair(small: str, large: str, rates: tuple[float, float]) -> list[dict[str, Any]]:
-    return [{**DEIT3[f"deit3_{n}_patch16_224"], "drop_path_rate": r} for n, r in zip((small, large), rates, strict=True)]
+    return [
+        {**DEIT3[f"deit3_{n}_patch16_224"], "drop_path_rate": r} for n, r in zip((small, large), rates, strict=True)
+    ]
 
 
 VARIANTS = {
