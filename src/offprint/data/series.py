@@ -132,7 +132,9 @@ def _of_table(table: Table, columns: Sequence[str], time: str, missing: str, nam
         cells = [_number(cell) for cell in table.column(column)]
         if all(cell is None for cell in cells):
             if columns:
-                raise DataError(f"{name}: the column {column} holds no numbers (its first cell: {table.column(column)[0]!r})")
+                raise DataError(
+                    f"{name}: the column {column} holds no numbers (its first cell: {table.column(column)[0]!r})"
+                )
             left.append(column)
             continue
         for row, cell in enumerate(cells):
@@ -170,7 +172,9 @@ def _filled(values: np.ndarray, column: str, j: int, missing: str, name: str) ->
     first = int(np.flatnonzero(holes)[0])
     if missing == "stop" or first == 0:
         hint = "; its first row must have one" if missing == "previous" else "; fill it, or give missing=previous"
-        raise DataError(f"{name}, row {first + 1}, column {column}: there is no finite number here ({int(holes.sum())} such rows){hint}")
+        raise DataError(
+            f"{name}, row {first + 1}, column {column}: there is no finite number here ({int(holes.sum())} such rows){hint}"
+        )
     source = np.maximum.accumulate(np.where(holes, 0, np.arange(len(holes))))
     values[:, j] = values[source, j]
     return f"{int(holes.sum())} missing values of {column} are those before them"

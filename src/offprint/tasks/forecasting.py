@@ -105,7 +105,9 @@ class TimeSplit:
     val_fraction: float
 
     def __post_init__(self):
-        if not (0 < self.train_fraction < 1 and 0 < self.val_fraction < 1 and self.train_fraction + self.val_fraction < 1):
+        if not (
+            0 < self.train_fraction < 1 and 0 < self.val_fraction < 1 and self.train_fraction + self.val_fraction < 1
+        ):
             raise OffprintError(
                 f"train_fraction={self.train_fraction}, val_fraction={self.val_fraction}; each must lie between 0 and 1, and "
                 "they must leave a part to test on"
@@ -238,7 +240,9 @@ class Forecast(Result):
             after = [r["step"] for r in rows]
             place.plot(range(1 - len(past), 1), past[:, j], color="#555555", label="known")
             place.plot(after, [r[column] for r in rows], color="#3b6ea5", label="forecast")
-            place.plot(after, [r[f"{column} (repeat last)"] for r in rows], color="#b5651d", ls="--", label="repeat last")
+            place.plot(
+                after, [r[f"{column} (repeat last)"] for r in rows], color="#b5651d", ls="--", label="repeat last"
+            )
             place.set_title(column if len(self.history) == 1 else f"{Path(name).name}: {column}", fontsize=9)
         flat[0].legend(fontsize=7)
         return finish(figure, path)
@@ -448,11 +452,15 @@ class Forecasting(Task):
                 mean, std = np.array(about["mean"]), np.array(about["std"])
             else:
                 mean, std = past.mean(0), np.where(past.std(0) > 0, past.std(0), 1.0)
-                found.notes.append(f"{series.name}: normalised by the steps that were read, since the model comes without a scale")
+                found.notes.append(
+                    f"{series.name}: normalised by the steps that were read, since the model comes without a scale"
+                )
             ahead = _forecast(ready.model, ((past - mean) / std).T) * std[:, None] + mean[:, None]
             times = series.after(ahead.shape[1])
             if series.times and not times:
-                found.notes.append(f"{series.name}: its times are not spaced evenly, so that the forecast has step numbers alone")
+                found.notes.append(
+                    f"{series.name}: its times are not spaced evenly, so that the forecast has step numbers alone"
+                )
             for step in range(ahead.shape[1]):
                 row: dict[str, Any] = {"series": series.name, "step": step + 1}
                 if times:

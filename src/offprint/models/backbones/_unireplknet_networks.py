@@ -110,8 +110,8 @@ class UniRepLKNetSeries(nn.Module):
             )
         x, scale = self.revin(x)
         steps = self.embedding(x).transpose(1, 2)
-        (features,) = self.backbone(steps.reshape(len(x), 1, self.side, self.side))
-        y = self.head(features.mean(3).flatten(1)).view(len(x), self.variables, self.horizon)
+        (features,) = self.backbone(steps.reshape(x.shape[0], 1, self.side, self.side))
+        y = self.head(features.mean(3).flatten(1)).view(x.shape[0], self.variables, self.horizon)
         return self.revin.back(y, scale)
 
     def example_input(self, batch: int = 1) -> Tensor:
