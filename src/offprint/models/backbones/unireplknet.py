@@ -30,10 +30,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import CheckpointError, OffprintError
+from offprint.models.backbones._unireplknet_inputs import (
+    PointProjection,
+    audio_fbank,
+    audio_spectrogram,
+    audio_to_map,
+    point_views,
+    video_to_map,
+)
 from offprint.models.backbones.convnext import ConvNeXtFrame, _init
 from offprint.models.registry import Weights, register
 from offprint.models.released import SQUASH, top
 from offprint.nn import DepthwiseConv2d, DropPath, LayerNorm2d, drop_path_rates, reparam
+
+__all__ = [
+    "DilatedReparamBlock",
+    "PointProjection",
+    "UniRepLKNet",
+    "UniRepLKNetBlock",
+    "audio_fbank",
+    "audio_spectrogram",
+    "audio_to_map",
+    "point_views",
+    "video_to_map",
+]
 
 # kernel: (side, dilation) of the small ones beside it
 BRANCHES = {
