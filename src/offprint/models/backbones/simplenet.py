@@ -12,9 +12,9 @@ pooling, pooling followed by dropout so that many features have to stand for one
 classifier reads the maximum of every channel over the whole last map.
 
 Parameter names are those of the authors' code (github.com/Coderx7/SimpleNet_Pytorch, MIT) but for the last layer (``head``, there
-``classifier``): the place in ``features`` counts every layer, so that a network with other dropouts has other names. Files of any such layout, the authors' CIFAR files of 2018 among
-them, are mapped by the order of their convolutions; the gaps between these say where a file's network pools, and one that pools
-elsewhere is refused, since all its shapes would fit.
+``classifier``): the place in ``features`` counts every layer, so that a network with other dropouts has other names. Files of any
+such layout, the authors' CIFAR files of 2018 among them, are mapped by the order of their convolutions; the gaps between these say
+where a file's network pools, and one that pools elsewhere is refused, since all its shapes would fit.
 
 The paper's CIFAR figures of 95.51 and 78.37 % are of the network with one pool more (``simplenet_cifar_5m_extra_pool``), by code
 that dropped channels at random in the test as well; ours does so in training only.
@@ -90,37 +90,27 @@ def _smallest(entries: list[str], mode: int) -> int:
     return side
 
 
-def _by_order(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Tensors of a layout with other dropouts, found by the order of their convolutions.
+def _convolutions(state: Mapping[str, Tensor]) -> list[int]:
+    """The numbers of the convolutions in ``features``."""
+    names = (re.fullmatch(r"features\.(\d+)\.weight", name) for name, value in state.items() if value.ndim == 4)
+    return sorted(int(found[1]) for found in names if found)
 
-    From one convolution to the next a file's numbers grow by 3, by one more for a dropout, and by two more for a pool and its
-    dropout.
 
-    Raises:
-        CheckpointError: the file's network pools elsewhere.
+def _pools(places: list[int]) -> list[int]:
+    """Behind which convolutions (from 1) there is a pool.
+
+    From one convolution to the next the numbers grow by 3, by one more for a dropout, and by two more for a pool and its dropout.
     """
-    files, ours = (
-        sorted(
-            int(found[1])
-            for name, value in tensors.items()
-            if (found := re.fullmatch(r"features\.(\d+)\.weight", name)) and value.ndim == 4
-        )
-        for tensors in (state, model.state_dict())
-    )
-    if not files or len(files) != len(ours):
-        raise KeyError("another number of convolutions")
-    pools, own = ([i + 1 for i, (a, b) in enumerate(pairwise(places)) if b - a > 4] for places in (files, ours))
-    if pools != own:
-        raise CheckpointError(
-            f"the file's network pools behind the convolutions {', '.join(map(str, pools))}, this one behind "
-            f"{', '.join(map(str, own))}: its weights would fit and mean something else; choose the model it was trained as "
-            "(the authors' CIFAR files of 2018 are simplenet_cifar_5m_extra_pool)"
-        )
+    return [i + 1 for i, (a, b) in enumerate(pairwise(places)) if b - a > 4]
+
+
+def _by_order(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Tensors of a layout with other dropouts, by the order of their convolutions."""
+    files, ours = _convolutions(state), _convolutions(model.state_dict())
+    if len(files) != len(ours) or _pools(files) != _pools(ours):
+        raise KeyError("another network")
     place = {str(a + k): str(b + k) for a, b in zip(files, ours, strict=True) for k in (0, 1)}
     return {re.sub(r"(?<=^features\.)\d+", lambda m: place[m[0]], name): value for name, value in state.items()}
-
-
-_HEAD = ((r"^classifier\.", "head."),)
 
 
 class SimpleNet(Backbone):
@@ -142,7 +132,10 @@ class SimpleNet(Backbone):
     head_modules = ("head",)
     input_layers = ("features.0",)
     native = "offprint"
-    dialects = (Dialect("authors", _HEAD), Dialect("authors_2018", _HEAD, reshape=_by_order))
+    dialects = (
+        Dialect("authors", ((r"^classifier\.", "head."),)),
+        Dialect("authors_2018", ((r"^classifier\.", "head."),), reshape=_by_order),
+    )
 
     def __init__(
         self,
@@ -200,6 +193,22 @@ class SimpleNet(Backbone):
         for layer in self.features:
             if isinstance(layer, nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight, gain=2**0.5)
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state as it is.
+
+        Raises:
+            CheckpointError: it is of a network that pools elsewhere.
+        """
+        files, ours = _convolutions(state), _convolutions(self.state_dict())
+        if len(files) == len(ours) and _pools(files) != _pools(ours):
+            theirs, own = (", ".join(map(str, _pools(places))) for places in (files, ours))
+            raise CheckpointError(
+                f"the file's network pools behind the convolutions {theirs}, this one behind {own}: every shape fits, and the "
+                "outputs would be wrong; choose the model the file was made with (the authors' CIFAR files of 2018 are of "
+                "simplenet_cifar_5m_extra_pool)"
+            )
+        return state
 
     def depth_groups(self) -> list[list[str]]:
         """The convolutions, each with its norm and what pools before it."""
@@ -281,7 +290,7 @@ _CIFAR = {  # of the Caffe solver for small networks; the CIFAR logs of 2018 are
     "crop_scale": (0.8, 1.0),
     "data": "cifar10",
 }
-_CIFAR10 = {  # smooths where pictures are resized at all
+_CIFAR10 = {
     "mean": (125.3 / 255, 123.0 / 255, 113.9 / 255),
     "std": (63.0 / 255, 62.1 / 255, 66.7 / 255),
     "interpolation": "bilinear",
