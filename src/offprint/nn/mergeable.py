@@ -21,7 +21,7 @@ class Mergeable(nn.Module):
 
     Args:
         in_channels, out_channels: of the map.
-        kernel_size: of the merged kernel: one odd number, or (rows, columns).
+        kernel_size: of the merged kernel, odd: a number for a square, (rows, columns), or (length,) of a series.
         stride, groups: of the convolution; its padding keeps the size at stride 1.
         deploy: in merged form from the start.
     """
@@ -30,7 +30,7 @@ class Mergeable(nn.Module):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int] = 1,
+        kernel_size: int | tuple[int, ...] = 1,
         stride: int = 1,
         groups: int = 1,
         deploy: bool = False,
@@ -39,7 +39,7 @@ class Mergeable(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         self.stride, self.groups = stride, groups
-        self.padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        self.padding = tuple(size // 2 for size in self.kernel_size)
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         if deploy:
@@ -65,10 +65,11 @@ class Mergeable(nn.Module):
         return self.weight is not None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, in_channels, H, W) to (B, out_channels, H', W')."""
+        """Map (B, in_channels, H, W) or series (B, in_channels, T) to ``out_channels``."""
         if self.weight is None:
             return self.branches(x)
-        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
+        conv = F.conv1d if len(self.kernel_size) == 1 else F.conv2d
+        return conv(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
 
     def merge(self) -> None:
         """Become one convolution, in place; merging again changes nothing.

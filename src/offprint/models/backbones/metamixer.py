@@ -240,8 +240,37 @@ class ChannelGate(nn.Module):
         return x * self.fc2(F.relu(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
 
 
-class FFBlock(Merging):
-    """Token mixer and channel mixer, each in a residual.
+class MixerBlock(Merging):
+    """Any token mixer and any channel mixer, each in a residual.
+
+    Args:
+        token, channel: the mixers.
+        dim: channels.
+        scale: start of the scales on both branches; ``None`` for none.
+        use_se: squeeze-excite behind the token mixer.
+        drop_path: rate at which a branch is dropped.
+    """
+
+    def __init__(
+        self,
+        token: nn.Module,
+        channel: nn.Module,
+        dim: int,
+        scale: float | None = None,
+        use_se: bool = False,
+        drop_path: float = 0.0,
+    ):
+        super().__init__()
+        gate = ChannelGate(dim) if use_se else nn.Identity()
+        self.token_mixer = nn.Sequential(Residual(token, dim, scale, drop_path), gate)
+        self.channel_mixer = Residual(channel, dim, scale, drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.channel_mixer(self.token_mixer(x))
+
+
+class FFBlock(MixerBlock):
+    """FFNified attention and the feed-forward block.
 
     Args:
         dim: channels.
@@ -262,17 +291,9 @@ class FFBlock(Merging):
         drop_path: float = 0.0,
         deploy: bool = False,
     ):
-        super().__init__()
-        scale = 1e-6 if use_layer_scale else None
         token = FFNifiedAttention(dim, token_kernel_size, deploy)
-        self.token_mixer = nn.Sequential(
-            Residual(token, dim, scale, drop_path), ChannelGate(dim) if use_se else nn.Identity()
-        )
         channel = ChannelMixer(dim, channel_kernel_size, deploy=deploy)
-        self.channel_mixer = Residual(channel, dim, scale, drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.channel_mixer(self.token_mixer(x))
+        super().__init__(token, channel, dim, 1e-6 if use_layer_scale else None, use_se, drop_path)
 
 
 def init_(model: nn.Module) -> None:
@@ -284,7 +305,54 @@ def init_(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class FFNet(Backbone, Merging):
+class FFNetFrame(Backbone, Merging):
+    """What all FFNets for pictures share: a stem of stride 4, stages of blocks, each but the first behind a downsampling."""
+
+    input_layers = ("patch_embed.0.c", "patch_embed.0")
+
+    patch_embed: nn.Sequential
+    stages: nn.ModuleList
+
+    def assemble(self, stem: nn.Sequential, stages: Sequence[tuple[nn.Module | None, Sequence[nn.Module]]]) -> None:
+        """Take the stem, and of each stage its downsampling and its blocks."""
+        self.patch_embed = stem
+        self.stages = nn.ModuleList(
+            nn.Sequential(*([] if down is None else [down]), *blocks) for down, blocks in stages
+        )
+        self.depths = [len(blocks) for _, blocks in stages]
+        self.pyramid_reductions = [4 * 2**i for i in range(len(stages))]
+        self.pyramid_modules = [f"stages.{i}" for i in range(len(stages))]
+
+    def merge(self) -> None:
+        """Every layer of branches becomes one convolution, in place."""
+        super().merge()
+        self._remember(deploy=True)
+
+    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The state in the model's form; a merged file merges the model."""
+        state = super().adapt_state(state)
+        if "patch_embed.0.weight" in state:
+            self._remember(deploy=True)
+        return state
+
+    def depth_groups(self) -> list[list[str]]:
+        """Stem, and each block with the downsampling before it."""
+        groups = [["patch_embed"]]
+        for i, (stage, depth) in enumerate(zip(self.stages, self.depths, strict=False)):
+            first = len(stage) - depth
+            groups.append([f"stages.{i}.{j}" for j in range(first + 1)])
+            groups += [[f"stages.{i}.{j}"] for j in range(first + 1, len(stage))]
+        return groups
+
+    def walk(self, x: Tensor) -> Iterator[Tensor]:
+        """The map of each stage, at strides 4, 8, 16, 32."""
+        x = self.patch_embed(x)
+        for stage in self.stages:
+            x = self.run(stage, x)
+            yield x
+
+
+class FFNet(FFNetFrame):
     """Two strided convolutions, four stages of :class:`FFBlock`, BatchNorm, mean, linear layer.
 
     Args:
@@ -304,7 +372,6 @@ class FFNet(Backbone, Merging):
     """
 
     native = "authors"
-    input_layers = ("patch_embed.0.c", "patch_embed.0")
 
     def __init__(
         self,
@@ -328,53 +395,24 @@ class FFNet(Backbone, Merging):
                 "for every stage"
             )
         self.in_chans, self.num_classes, self.num_features = in_chans, num_classes, dims[-1]
-        self.patch_embed = nn.Sequential(
+        self.pyramid_channels = list(dims)
+        stem = nn.Sequential(
             ConvNorm(in_chans, stem_width, 3, 2, deploy=deploy),
             nn.GELU(),
             ConvNorm(stem_width, dims[0], 3, 2, deploy=deploy),
         )
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
-        stages = []
+        stages: list[tuple[nn.Module | None, Sequence[nn.Module]]] = []
         for i, (depth, dim, kernel) in enumerate(zip(depths, dims, token_kernel_sizes, strict=True)):
-            down = [Downsampling(dims[i - 1], dim, deploy)] if i else []
             blocks = [
                 FFBlock(dim, kernel, channel_kernel_size, use_se and j % 2 == 0, use_layer_scale, next(rates), deploy)
                 for j in range(depth)
             ]
-            stages.append(nn.Sequential(*down, *blocks))
-        self.stages = nn.ModuleList(stages)
+            stages.append((Downsampling(dims[i - 1], dim, deploy) if i else None, blocks))
+        self.assemble(stem, stages)
         self.norm = nn.BatchNorm2d(dims[-1])
         self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
-        self.pyramid_channels = list(dims)
-        self.pyramid_reductions = [4 * 2**i for i in range(len(dims))]
-        self.pyramid_modules = [f"stages.{i}" for i in range(len(dims))]
         init_(self)
-
-    def merge(self) -> None:
-        super().merge()
-        self._remember(deploy=True)
-
-    def adapt_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        state = super().adapt_state(state)
-        if "patch_embed.0.weight" in state:
-            self._remember(deploy=True)
-        return state
-
-    def depth_groups(self) -> list[list[str]]:
-        """Stem, and each block with the downsampling before it."""
-        groups = [["patch_embed"]]
-        for i, stage in enumerate(self.stages):
-            names = [f"stages.{i}.{j}" for j in range(len(stage))]
-            down, blocks = (names[:1], names[1:]) if isinstance(stage[0], Downsampling) else ([], names)
-            groups += [[*down, blocks[0]], *([name] for name in blocks[1:])]
-        return groups
-
-    def walk(self, x: Tensor) -> Iterator[Tensor]:
-        """The map of each stage, at strides 4, 8, 16, 32."""
-        x = self.patch_embed(x)
-        for stage in self.stages:
-            x = self.run(stage, x)
-            yield x
 
     def finish(self, x: Tensor) -> Tensor:
         """The last map, normalised."""
