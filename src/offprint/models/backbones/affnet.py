@@ -45,7 +45,7 @@ from offprint.nn import make_divisible
 from offprint.nn.precision import wide, wide_dtype
 from offprint.nn.windows import keep
 
-ACTIVATIONS = {"silu": F.silu, "relu": F.relu, "prelu": F.relu}  # inside the filter; PReLU is of convolutions only
+ACTIVATIONS = {"silu": nn.SiLU, "relu": nn.ReLU, "prelu": nn.PReLU}
 NORMS = ("layer_norm_2d", "layer_norm")
 GROUPS = 8  # of the perceptron in the filter
 
@@ -53,7 +53,7 @@ GROUPS = 8  # of the perceptron in the filter
 def _activation(name: str, channels: int) -> nn.Module:
     if name not in ACTIVATIONS:
         raise unknown("activation", name, ACTIVATIONS)
-    return nn.PReLU(channels) if name == "prelu" else {"silu": nn.SiLU, "relu": nn.ReLU}[name](inplace=True)
+    return nn.PReLU(channels, 0.1) if name == "prelu" else ACTIVATIONS[name]()
 
 
 class ConvNormAct(nn.Module):
@@ -188,12 +188,11 @@ class AdaptiveFrequencyFilter(nn.Module):
             )
         if sparsity_threshold < 0:
             raise OffprintError(f"sparsity_threshold={sparsity_threshold}; a soft threshold is 0 or more")
-        if activation not in ACTIVATIONS:
-            raise unknown("activation", activation, ACTIVATIONS)
-        self.groups, self.threshold, self.activation = num_blocks, sparsity_threshold, activation
+        self.groups, self.threshold = num_blocks, sparsity_threshold
         size = dim // num_blocks
         self.w1, self.w2 = (nn.Parameter(0.02 * torch.randn(2, num_blocks, size, size)) for _ in range(2))
         self.b1, self.b2 = (nn.Parameter(0.02 * torch.randn(2, num_blocks, size)) for _ in range(2))
+        self.act, self.act2 = _activation(activation, 1), _activation(activation, 1)  # real and imaginary parts
         self.matrices = False  # DFT matrices and real numbers instead of the FFT, outside an export as well
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,15 +203,25 @@ class AdaptiveFrequencyFilter(nn.Module):
 
     def mask(self, spectrum: Tensor) -> Tensor:
         """The complex mask of a spectrum (B, dim, H, F), of the same shape."""
-        act = ACTIVATIONS[self.activation]
-        layers = (
-            torch.view_as_complex(wide(t).movedim(0, -1).contiguous()) for t in (self.w1, self.b1, self.w2, self.b2)
-        )
-        w1, b1, w2, b2 = layers
-        y = spectrum.reshape(len(spectrum), self.groups, -1, spectrum.shape[2] * spectrum.shape[3])
-        y = w1.mT @ y + b1[..., None]
-        y = w2.mT @ torch.view_as_complex(act(torch.view_as_real(y))) + b2[..., None]
-        return torch.view_as_complex(self._shrink(torch.view_as_real(y))).view_as(spectrum)
+        y = torch.view_as_real(spectrum).reshape(len(spectrum), self.groups, -1, spectrum[0, 0].numel(), 2)
+        y = self._activate(self._product(y, self.w1, self.b1), -1)
+        return torch.view_as_complex(self._shrink(self._product(y, self.w2, self.b2))).view_as(spectrum)
+
+    @staticmethod
+    def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Numbers (B, groups, in, places, 2) times the complex weight, plus the bias: one real product for all four."""
+        both = wide(weight).mT.transpose(0, 1).flatten(1, 2)  # (groups, 2 out, in)
+        parts = (both @ x.flatten(3)).unflatten(2, (2, -1)).unflatten(-1, (-1, 2))
+        first, second = (torch.view_as_complex(part) for part in parts.unbind(2))
+        shift = torch.view_as_complex(wide(bias).movedim(0, -1).contiguous())
+        return torch.view_as_real(torch.add(first, second, alpha=1j) + shift[..., None])
+
+    def _activate(self, x: Tensor, dim: int) -> Tensor:
+        """The activation on pairs along ``dim``; one without a slope of its own takes both parts at once."""
+        if not isinstance(self.act, nn.PReLU):
+            return self.act(x)
+        real, imaginary = x.unbind(dim)
+        return torch.stack([self.act(real), self.act2(imaginary)], dim)
 
     def _shrink(self, x: Tensor) -> Tensor:
         return F.softshrink(x, self.threshold) if self.threshold else x
@@ -222,7 +231,7 @@ class AdaptiveFrequencyFilter(nn.Module):
         return torch.fft.irfft2(self.mask(spectrum) * spectrum, s=x.shape[-2:], norm="ortho")
 
     def _real(self, x: Tensor) -> Tensor:
-        dft, act = DFT(*x.shape[-2:], x), ACTIVATIONS[self.activation]
+        dft = DFT(*x.shape[-2:], x)
         real, imaginary = dft.forward(x)
         pair = (
             torch.stack([real, imaginary], 1).unflatten(2, (self.groups, -1)).flatten(4)
@@ -230,7 +239,7 @@ class AdaptiveFrequencyFilter(nn.Module):
         for weight, bias, last_layer in ((self.w1, self.b1, False), (self.w2, self.b2, True)):
             (a, b), shift = wide(weight).mT, wide(bias)[..., None]
             pair = torch.stack([a @ pair[:, 0] - b @ pair[:, 1], a @ pair[:, 1] + b @ pair[:, 0]], 1) + shift
-            pair = self._shrink(pair) if last_layer else act(pair)
+            pair = self._shrink(pair) if last_layer else self._activate(pair, 1)
         mask_r, mask_i = pair.flatten(2, 3).unflatten(3, real.shape[2:]).unbind(1)
         return dft.inverse(mask_r * real - mask_i * imaginary, mask_r * imaginary + mask_i * real)
 
@@ -288,7 +297,7 @@ class AFFNet(Backbone):
         depths: inverted residuals of layers 1 and 2, AFF blocks of layers 3, 4 and 5.
         fusion: whether the stages of layers 3, 4 and 5 end in the convolution over input and output.
         norm: of the AFF blocks: ``"layer_norm_2d"`` or ``"layer_norm"``.
-        activation: ``"silu"``, ``"relu"``, or ``"prelu"`` (a slope per channel; ReLU inside the filters).
+        activation: ``"silu"``, ``"relu"``, or ``"prelu"`` (a slope per channel, and one for each part inside a filter).
         output_stride: 32, 16 or 8: where the strides end.
         drop_rate: dropout before the classifier.
 
@@ -317,7 +326,7 @@ class AFFNet(Backbone):
         super().__init__(drop_rate)
         if not len(dims) == len(depths) == len(fusion) + 2:
             raise OffprintError(
-                f"dims {dims} and depths {depths} must name five layers, and fusion {fusion} the last three of them"
+                f"dims {dims} and depths {depths} must name the five layers, and fusion {fusion} the last three of them"
             )
         if output_stride not in (8, 16, 32):
             raise OffprintError(f"output_stride={output_stride}; choose 32, 16 or 8")
@@ -394,7 +403,7 @@ class DeepLabV3Head(nn.Module):
         activation: of all layers.
     """
 
-    classifier = "classifier"
+    classifier = "logits"
     prefixes = ("seg_head.",)
     dialects = (
         Dialect(
@@ -402,7 +411,7 @@ class DeepLabV3Head(nn.Module):
             (
                 (r"^aspp\.aspp_layer\.", ""),
                 (r"\.aspp_pool\.conv_1x1\.", "."),
-                (r"^classifier\.block\.conv\.", "classifier."),
+                (r"^classifier\.block\.conv\.", "logits."),
             ),
         ),
     )
@@ -424,14 +433,14 @@ class DeepLabV3Head(nn.Module):
         self.convs = nn.ModuleList([plain, *dilated, mean])
         self.project = ConvNormAct((len(rates) + 2) * width, width, activation=activation)
         self.dropout = nn.Dropout2d(drop_rate)
-        self.classifier = nn.Conv2d(width, num_classes, 1)
+        self.logits = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
         """Scores (B, num_classes, h, w) at the last map's size, or enlarged to ``size``."""
         x = maps[-1]
         *local, mean = self.convs
         whole = mean(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        scores = self.classifier(self.dropout(self.project(torch.cat([*(conv(x) for conv in local), whole], 1))))
+        scores = self.logits(self.dropout(self.project(torch.cat([*(conv(x) for conv in local), whole], 1))))
         return scores if size is None else F.interpolate(scores, size, mode="bilinear", align_corners=False)
 
 
