@@ -35,6 +35,7 @@ ASSEMBLIES = {
     "ssdlite": {"head": "ssdlite"},
     "hor_fpn+ssdlite": {"neck": {"name": "hor_fpn", "out_channels": 8}, "head": "ssdlite"},
     "mobile_deeplab": {"head": {"name": "mobile_deeplab", "width": 8}},
+    "deeplabv3": {"head": {"name": "deeplabv3", "width": 8}},
 }
 
 
@@ -50,7 +51,7 @@ def convnext(**more):
 # -- the registry ----------------------------------------------------------------------------------------------------
 def test_parts_by_kind_and_task():
     assert offprint.parts("neck") == ["hor_fpn"]
-    assert offprint.parts("head") == ["hor_uper", "linear_probe", "mobile_deeplab", "ssdlite"]
+    assert offprint.parts("head") == ["deeplabv3", "hor_uper", "linear_probe", "mobile_deeplab", "ssdlite"]
     assert offprint.parts(task="detection") == ["hor_fpn", "ssdlite"]
     assert offprint.parts("backbone") == offprint.list_models(kind="backbone")
     assert (part("ssdlite").paper, part("hor_uper").task) == ("mobilenet-v2", "segmentation")
