@@ -273,7 +273,7 @@ def kernels(
     quiet_lightning()
     result = ablate(
         data, output, kernels=_numbers(sides, "--kernels"), seeds=_numbers(seeds, "--seeds"), epochs=epochs, size=size,
-        resume=resume, progress=say,
+        resume=resume, say=say,
     )  # fmt: skip
     table = Table(title=f"{data}, {epochs} epochs at {size} px", title_justify="left", header_style="bold")
     for column in ("kernels", "accuracy (%)", "receptive field (half)", "parameters", "multiply-adds"):

@@ -50,7 +50,7 @@ def ablate(
     trunk: Mapping[str, Any] | None = None,
     recipe: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    progress: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Train a small RepLKNet with each kernel size, and the largest without the small kernel beside it and without the shortcut.
@@ -67,7 +67,7 @@ def ablate(
         trunk: ``depths`` and ``dims`` of the network.
         recipe: fields of the recipe that differ.
         options: choices about the data.
-        progress: called with what begins.
+        say: called with what begins.
         **settings: see :class:`~offprint.tasks.settings.Run`.
 
     Returns:
@@ -89,8 +89,8 @@ def ablate(
     for name, form in _arms(kernels).items():
         scores, erf, last = [], None, None
         for seed in seeds:
-            if progress:
-                progress(f"{name}, seed {seed}")
+            if say:
+                say(f"{name}, seed {seed}")
             folder = out / name.replace(", ", "_").replace(" ", "-") / f"seed-{seed}"
             done = train(
                 MODEL, data, folder, recipe={**RECIPE, "epochs": epochs, "input_size": size, **(recipe or {})}, options=options,

@@ -224,7 +224,7 @@ def check_design(model: nn.Module, sample: Tensor | None = None, *, name: str = 
     found[4] = ("not told", "no property of a network: see its figures in segmentation and detection")
     if large:
         found |= _of_large(large, main, layers, spatial, shortcut)
-    found |= _of_stages(spatial)
+    found |= _of_stages(spatial, layers)
     rows = tuple(Finding(n, text, *found[n]) for n, text in GUIDELINES.items())
     return Design(name or name_of(model), tuple(layers), rows)
 
@@ -268,13 +268,14 @@ def _of_large(
     return found
 
 
-def _of_stages(spatial: Sequence[Layer]) -> dict[int, tuple[str, str]]:
-    """What needs the stages: runs of depth-wise layers of stride 1 on maps of one size."""
+def _of_stages(spatial: Sequence[Layer], layers: Sequence[Layer]) -> dict[int, tuple[str, str]]:
+    """What needs the stages: the depth-wise layers on maps of one size, where mixing layers widen the map (a stem's do not)."""
+    mixed = {layer.side for layer in layers if layer.widening >= 2}
     stages: dict[tuple[int, ...], list[int]] = {}
     for layer in _main(spatial):
-        stages.setdefault(layer.side, []).append(max(layer.kernel))
+        if layer.side in mixed:
+            stages.setdefault(layer.side, []).append(max(layer.kernel))
     rows = [stages[side] for side in sorted(stages, reverse=True)]
-    rows = [row for i, row in enumerate(rows) if i or max(row) >= LARGE or len(row) > 1 or len(rows) == 1]  # a stem's
     if not any(max(row) >= LARGE for row in rows):
         return {}
     sides = " / ".join(",".join(map(str, sorted(set(row), reverse=True))) for row in rows)
