@@ -1,4 +1,4 @@
-"""``offprint measure smoothing --model dagnn --model gcn --data Cora``: what a model does, in figures."""
+"""``offprint measure erf replknet_31b --pretrained``, ``offprint measure smoothing -m dagnn -d Cora``: what a model does, in figures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,9 @@ from pathlib import Path
 import typer
 from rich.table import Table
 
-from offprint.cli.console import bar, out
+from offprint.cli.console import bar, out, say
 
 measure = typer.Typer(no_args_is_help=True, help="Measure what a model does.")
-
-
-@measure.callback()
-def _tools() -> None:
-    """Keeps the tool's name on the command line while there is one tool only."""
 
 
 def _numbers(text: str, option: str) -> list[int]:
@@ -105,3 +100,187 @@ def _plot(file: Path, result, draw) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return atomic_write(file, buffer.getvalue())
+
+
+def _figure_png(file: Path, figure) -> Path:
+    import io
+
+    from offprint.files import atomic_write
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return atomic_write(file, buffer.getvalue())
+
+
+def _json(file: Path, rows) -> Path:
+    import json
+
+    from offprint.files import atomic_write
+
+    return atomic_write(file, (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def _stem(kind: str, models: list[str]) -> Path:
+    return Path(f"{kind}_{'_'.join(Path(m).name for m in models)}"[:100])
+
+
+_MODELS = typer.Argument(help="Model names, or folders of training runs; several are set side by side.")
+_PRETRAINED = typer.Option(False, "--pretrained", help="Released weights, with a model name.")
+_CHECKPOINT = typer.Option(None, help="Weight file, with one model name.")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _one(models: list[str], checkpoint: str | None) -> None:
+    from offprint.errors import OffprintError
+
+    if checkpoint and len(models) > 1:
+        raise OffprintError(f"--checkpoint is one model's weights, and {len(models)} models were given; measure that one alone")
+
+
+@measure.command()
+def erf(
+    model: list[str] = _MODELS,
+    data: str = typer.Option(None, "--data", "-d", help="Folder of pictures; default the bundled photographs."),
+    images: int = typer.Option(50, help="Pictures to average over: the first, by name."),
+    size: int = typer.Option(1024, help="Side that the pictures are warped to, in pixels. Results of different sizes do not compare."),
+    layer: str = typer.Option(None, help="Dotted name of the layer to look at; default the last map before the final norm."),
+    thresholds: str = typer.Option("0.2,0.3,0.5,0.99", help="Shares of the contributions, separated by commas."),
+    pretrained: bool = _PRETRAINED,
+    checkpoint: str = _CHECKPOINT,
+    output: Path = typer.Option(None, "--out", help="Picture to write, with a .json beside it; default erf_MODEL.png."),
+) -> None:  # fmt: skip
+    """Effective receptive field: which pixels reach the middle of a model's last map, as a picture and as areas."""
+    from matplotlib.figure import Figure
+
+    from offprint.errors import OffprintError
+    from offprint.methods.understanding._subjects import open_subject, pictures, prepared
+    from offprint.methods.understanding.large_kernel_design import comparable, effective_receptive_field
+
+    try:
+        shares = [float(t) for t in thresholds.split(",") if t.strip()]
+    except ValueError:
+        raise OffprintError(f"--thresholds {thresholds}: give shares separated by commas, such as 0.2,0.5,0.99") from None
+    _one(model, checkpoint)
+    subjects = [open_subject(m, pretrained, checkpoint, untrained=True) for m in model]
+    chosen, what = pictures(data, images)
+    found = []
+    with bar() as progress:
+        task = progress.add_task("", total=len(subjects) * len(chosen))
+        for subject in subjects:
+            found.append(
+                effective_receptive_field(
+                    subject.model, prepared(subject, chosen, size), layer=layer, thresholds=shares, name=subject.name,
+                    weights=subject.weights, progress=lambda text: progress.update(task, description=text, advance=1),
+                )
+            )  # fmt: skip
+    comparable(found)
+    table = Table(title=f"Share of a {size} x {size} picture that holds a share of the contributions; {what}", title_justify="left",
+                  header_style="bold")  # fmt: skip
+    for column in ("model", "weights", *(f"{t:g}" for t in shares)):
+        table.add_column(column, justify="left" if column in ("model", "weights") else "right", overflow="fold")
+    for row in found:
+        areas = ("-" if a is None else f"{100 * a.ratio:.1f} % ({a.side} px)" for a in row.areas.values())
+        table.add_row(row.model, row.weights, *areas)
+    out.print(table)
+    for row in found:
+        if row.weights == "random weights":
+            say(f"note: {row.model} has random weights: this is what it starts from, not what it learns; give --pretrained, --checkpoint or a run")  # fmt: skip
+        if row.skipped:
+            say(f"note: {row.model}: {row.skipped} pictures gave a gradient that is no number and were left out")
+    figure = Figure(figsize=(3.2 * len(found), 3.6), layout="constrained")
+    for axis, row in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+        row.draw(axis)
+    file = output or _stem("erf", model).with_suffix(".png")
+    written = _json(file.with_suffix(".json"), [{**row.plain(), "pictures": what} for row in found])
+    say(f"{_figure_png(file, figure)}, {written}")
+
+
+@measure.command("shape-bias")
+def shape_bias(
+    model: list[str] = _MODELS,
+    data: Path = typer.Option(..., "--data", "-d", help="Folder of pictures with the shape of one category and the texture of another, named SHAPE3-TEXTURE2.png."),
+    pretrained: bool = _PRETRAINED,
+    checkpoint: str = _CHECKPOINT,
+    output: Path = typer.Option(None, "--out", help="JSON file with each decision; default shape_bias_MODEL.json."),
+) -> None:  # fmt: skip
+    """Shape bias: of the decisions for the shape or the texture of a picture, the share that are for the shape."""
+    from offprint.methods.understanding import large_kernel_design as design
+    from offprint.methods.understanding._subjects import open_subject
+    from offprint.tasks.pictures import pictures_in
+
+    _one(model, checkpoint)
+    files = pictures_in(data)
+    named = {name for f in files for name in (design.shape_of(f.name), design.texture_of(f.name))}
+    subjects = [open_subject(m, pretrained, checkpoint) for m in model]
+    groups = [design.categories_of(s.classes, named, getattr(s.model, "num_classes", 0)) for s in subjects]
+    table = Table(title=f"Shape against texture; {data}", title_justify="left", header_style="bold")
+    for column in ("model", "weights", "shape bias", "shape", "texture", "pictures", "of conflicting cues"):
+        table.add_column(column, justify="left" if column in ("model", "weights") else "right", overflow="fold")
+    rows = []
+    with bar() as progress:
+        task = progress.add_task("", total=len(subjects))
+        for subject, categories in zip(subjects, groups, strict=True):
+            decisions = design.decide(
+                subject.model, files, subject.transform, categories, progress=lambda t: progress.update(task, description=t)
+            )
+            progress.update(task, advance=1)
+            found = design.shape_bias(decisions)
+            table.add_row(
+                subject.name, subject.weights, _share(found.shape_bias), _share(found.fraction_correct_shape),
+                _share(found.fraction_correct_texture), str(found.pictures), str(found.conflicts),
+            )  # fmt: skip
+            rows.append({"model": subject.name, "weights": subject.weights, **found._asdict(),
+                         "decisions": [list(row) for row in decisions]})  # fmt: skip
+    out.print(table)
+    say(str(_json(output or _stem("shape_bias", model).with_suffix(".json"), rows)))
+
+
+@measure.command()
+def design(model: list[str] = _MODELS) -> None:
+    """Which of the guidelines for large-kernel networks a model keeps, read from its convolutions."""
+    from offprint.methods.understanding._subjects import open_subject
+    from offprint.methods.understanding.large_kernel_design import check_design
+    from offprint.tasks.folder import is_run
+
+    colours = {"kept": "green", "broken": "red", "not told": "dim"}
+    for name in model:
+        found = check_design(open_subject(name, untrained=True).model, name=Path(name).name if is_run(name) else name)
+        table = Table(title=f"{found.model}", title_justify="left", header_style="bold")
+        for column in ("", "guideline", "", "what shows it"):
+            table.add_column(column, overflow="fold")
+        for row in found.findings:
+            table.add_row(str(row.number), row.guideline, f"[{colours[row.verdict]}]{row.verdict}[/]", row.detail)
+        out.print(table)
+
+
+@measure.command()
+def kernels(
+    data: str = typer.Option(..., "--data", "-d", help="Pictures with classes: a folder, a name, sample:cifar10."),
+    sides: str = typer.Option("3,7,13", "--kernels", help="Odd sides, separated by commas."),
+    seeds: str = typer.Option("0", help="Runs of each, separated by commas."),
+    epochs: int = typer.Option(10, help="Of each run."),
+    size: int = typer.Option(64, help="Side of the pictures, in pixels."),
+    resume: bool = typer.Option(True, help="Go on from the runs in --out if there are any."),
+    output: Path = typer.Option(Path("runs/kernels"), "--out", help="Folder of the runs."),
+) -> None:
+    """The guidelines as an ablation: one network trained with each kernel size, without the small kernel beside it, without the shortcut."""
+    from offprint.cli.console import quiet_lightning
+    from offprint.methods.understanding.large_kernel_design import ablate
+
+    quiet_lightning()
+    result = ablate(
+        data, output, kernels=_numbers(sides, "--kernels"), seeds=_numbers(seeds, "--seeds"), epochs=epochs, size=size,
+        resume=resume, say=say,
+    )  # fmt: skip
+    table = Table(title=f"{data}, {epochs} epochs at {size} px", title_justify="left", header_style="bold")
+    for column in ("kernels", "accuracy (%)", "receptive field (half)", "parameters", "multiply-adds"):
+        table.add_column(column, justify="left" if column == "kernels" else "right", overflow="fold")
+    for row in result["rows"]:
+        spread = f" ({min(row['scores']):.1f} to {max(row['scores']):.1f})" if len(row["scores"]) > 1 else ""
+        cost = (f"{row['parameters'] / 1e6:.2f} M", f"{row['macs'] / 1e6:.1f} M")
+        table.add_row(row["arm"], f"{row['accuracy']:.1f}{spread}", _share(row["erf"]), *cost)
+    out.print(table)
+    say(str(output / "ablation.json"))
