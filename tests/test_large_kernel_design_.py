@@ -16,7 +16,7 @@ from offprint.cli.main import app
 from offprint.errors import CheckpointError, DataError, OffprintError
 from offprint.methods.understanding import large_kernel_design as design
 from offprint.methods.understanding._shape_bias import categories_of
-from offprint.models.backbones.replknet import ConvFFN, RepLKBlock, RepLKNet, ReparamLargeKernel
+from offprint.models.backbones.replknet import ConvFFN, ReparamLargeKernel, RepLKBlock, RepLKNet
 from offprint.models.registry import entry
 from offprint.nn.large_kernel import LargeKernelConv2d, spectral_depthwise, spectral_pays
 
@@ -168,7 +168,9 @@ def test_no_synchronised_norms_and_no_checkpointing_by_default():
 
 def test_maps_with_norms_of_their_own():
     """What the authors' XL has on COCO and ADE20K: asked for, or brought by a file that has it."""
-    asked = offprint.create_model("replknet_xl", features_only=True, norm_intermediate_features=True, small_kernel=None, **TINY)
+    asked = offprint.create_model(
+        "replknet_xl", features_only=True, norm_intermediate_features=True, small_kernel=None, **TINY
+    )
     state = lively(asked).state_dict()
     assert "stages.0.norm.running_mean" in state and not any(n.startswith("norm.") for n in state)
     given = offprint.create_model("replknet_xl", features_only=True, small_kernel=None, **TINY).eval()
@@ -178,7 +180,9 @@ def test_maps_with_norms_of_their_own():
         for a, b in zip(asked(x), given(x), strict=True):
             assert torch.equal(a, b)
     classifier = offprint.create_model("replknet_xl", small_kernel=None, **TINY)
-    again = offprint.create_model("replknet_xl", features_only=True, norm_intermediate_features=True, small_kernel=None, **TINY)
+    again = offprint.create_model(
+        "replknet_xl", features_only=True, norm_intermediate_features=True, small_kernel=None, **TINY
+    )
     assert offprint.load_weights(again, classifier.state_dict()).fresh  # those norms alone
 
 
@@ -279,7 +283,9 @@ def test_tokens_go_on_their_grid():
         torchvision.models.VisionTransformer(64, 16, 2, 2, 32, 64),
     ):
         found = design.effective_receptive_field(net, [x])
-        assert found.map.shape == (64, 64) and found.map[32:48, 32:48].sum() > 0.3 * found.map.sum()  # the middle's own patch
+        assert (
+            found.map.shape == (64, 64) and found.map[32:48, 32:48].sum() > 0.3 * found.map.sum()
+        )  # the middle's own patch
 
 
 def test_the_result_says_size_and_weights():
@@ -438,9 +444,20 @@ def test_the_ablation_and_the_measurements_of_its_runs(data, monkeypatch):
     monkeypatch.chdir(data)
     trunk = {"depths": (1, 1, 1, 1), "dims": (8, 8, 8, 8)}
     told = []
-    options = {"epochs": 2, "size": 32, "trunk": trunk, "recipe": {"batch_size": 8}, "logger": "none", "progress": False}
+    options = {
+        "epochs": 2,
+        "size": 32,
+        "trunk": trunk,
+        "recipe": {"batch_size": 8},
+        "logger": "none",
+        "progress": False,
+    }
     result = design.ablate(data / "data", data / "runs", kernels=(3, 7), say=told.append, **options)
-    assert [r["arm"] for r in result["rows"]] == ["3x3", "7x7", "7x7, no small kernel beside", "7x7, no shortcut"] == [t.split(", seed")[0] for t in told]
+    assert (
+        [r["arm"] for r in result["rows"]]
+        == ["3x3", "7x7", "7x7, no small kernel beside", "7x7, no shortcut"]
+        == [t.split(", seed")[0] for t in told]
+    )
     assert result["rows"][1]["parameters"] > result["rows"][2]["parameters"] > result["rows"][0]["parameters"]
     assert json.loads((data / "runs" / "ablation.json").read_text()) == json.loads(json.dumps(result))
     again = design.ablate(data / "data", data / "runs", kernels=(3, 7), **options)

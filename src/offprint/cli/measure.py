@@ -137,7 +137,9 @@ def _one(models: list[str], checkpoint: str | None) -> None:
     from offprint.errors import OffprintError
 
     if checkpoint and len(models) > 1:
-        raise OffprintError(f"--checkpoint is one model's weights, and {len(models)} models were given; measure that one alone")
+        raise OffprintError(
+            f"--checkpoint is one model's weights, and {len(models)} models were given; measure that one alone"
+        )
 
 
 @measure.command()
@@ -162,7 +164,9 @@ def erf(
     try:
         shares = [float(t) for t in thresholds.split(",") if t.strip()]
     except ValueError:
-        raise OffprintError(f"--thresholds {thresholds}: give shares separated by commas, such as 0.2,0.5,0.99") from None
+        raise OffprintError(
+            f"--thresholds {thresholds}: give shares separated by commas, such as 0.2,0.5,0.99"
+        ) from None
     _one(model, checkpoint)
     subjects = [open_subject(m, pretrained, checkpoint, untrained=True) for m in model]
     chosen, what = pictures(data, images)
@@ -224,7 +228,11 @@ def shape_bias(
         task = progress.add_task("", total=len(subjects))
         for subject, categories in zip(subjects, groups, strict=True):
             decisions = design.decide(
-                subject.model, files, subject.transform, categories, progress=lambda t: progress.update(task, description=t)
+                subject.model,
+                files,
+                subject.transform,
+                categories,
+                progress=lambda t: progress.update(task, description=t),
             )
             progress.update(task, advance=1)
             found = design.shape_bias(decisions)

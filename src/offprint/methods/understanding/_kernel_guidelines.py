@@ -262,7 +262,9 @@ def _of_large(
             gaps.append((b.name, max((layer.widening for layer in between), default=0.0)))
         poor = [name for name, most in gaps if most < 2]
         least = min((most for _, most in gaps), default=0.0)
-        found[6] = _verdict(poor, f"by {least:g} at the least" if gaps else "one large kernel only", "no widening before")
+        found[6] = _verdict(
+            poor, f"by {least:g} at the least" if gaps else "one large kernel only", "no widening before"
+        )
     widest = max(max(layer.kernel) for layer in large)
     found[9] = ("kept" if widest <= ENOUGH else "broken", f"the widest is {widest}")
     return found

@@ -146,7 +146,9 @@ def _last_map(model: nn.Module, x: Tensor, layer: str | None) -> Tensor:
 
     def keep(module: nn.Module, inputs: object, output: Any) -> Any:
         kept.append(output)
-        return output.clone() if isinstance(output, Tensor) else None  # an in-place activation behind it changes the copy
+        return (
+            output.clone() if isinstance(output, Tensor) else None
+        )  # an in-place activation behind it changes the copy
 
     with hooks(model, [layer], lambda _: keep):
         model(x)

@@ -47,7 +47,7 @@ from offprint.methods.understanding._shape_bias import (
     sixteen_class_decision,
     texture_of,
 )
-from offprint.models.backbones.replknet import RepLKBlock, ReparamLargeKernel
+from offprint.models.backbones.replknet import ReparamLargeKernel, RepLKBlock
 
 __all__ = [
     "ABLATION",
