@@ -48,8 +48,12 @@ DENSE_CHANNELS = (96, 192, 384, 768)  # of the maps of the dense form, at every 
 
 @cache
 def offset_index(height: int, width: int) -> Tensor:
-    """(HW, HW): the place |dy| W + |dx| of each pair of tokens in a table of biases by absolute offset."""
-    y, x = (v.flatten() for v in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    """(HW, HW): the place |dy| W + |dx| of each pair of tokens in a table of biases by absolute offset.
+
+    It is kept, and so made where it has numbers, whatever device the model that first asks for it is built on.
+    """
+    rows, columns = torch.arange(height, device="cpu"), torch.arange(width, device="cpu")
+    y, x = (v.flatten() for v in torch.meshgrid(rows, columns, indexing="ij"))
     return (y[:, None] - y).abs() * width + (x[:, None] - x).abs()
 
 
