@@ -127,4 +127,6 @@ class LargeKernelConv2d(DepthwiseConv2d):
             channels_last = x.contiguous(memory_format=torch.channels_last)
             return F.conv2d(channels_last, weight, bias, padding=self.padding, groups=self.groups)
         y = spectral_depthwise(x, weight)
+        if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            y = y.contiguous(memory_format=torch.channels_last)
         return y if bias is None else y + bias[:, None, None]

@@ -30,17 +30,19 @@ from offprint.errors import CheckpointError, OffprintError
 from offprint.models.backbone import Backbone
 from offprint.models.registry import IMAGENET, Weights, register
 from offprint.models.released import SQUASH, top
-from offprint.nn import DropPath, drop_path_rates, reparam
+from offprint.nn import DropPath, Pointwise, drop_path_rates, reparam
 from offprint.nn.large_kernel import LargeKernelConv2d
 
 
 def _conv_bn(cin: int, cout: int, kernel: int = 1, stride: int = 1, relu: bool = False) -> nn.Sequential:
     """1x1 convolution, or a depth-wise one where channels stay and the kernel is wider; BatchNorm; ReLU where wanted."""
     groups = cin if kernel > 1 and cin == cout else 1
-    layers: dict[str, nn.Module] = {
-        "conv": nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False),
-        "bn": nn.BatchNorm2d(cout),
-    }
+    conv = (
+        Pointwise(cin, cout)
+        if kernel == 1
+        else nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False)
+    )
+    layers: dict[str, nn.Module] = {"conv": conv, "bn": nn.BatchNorm2d(cout)}
     return _named(layers | ({"nonlinear": nn.ReLU()} if relu else {}))
 
 
