@@ -252,7 +252,9 @@ class FFNetSeg(FFNetFrame):
     def pooled(self, x: Tensor) -> Tensor:
         """1x1 convolution to 1024, mean over the map, linear layer to 1280, LayerNorm."""
         x = self.head1(x)
-        return self.head2(x.mean((2, 3))) if self.global_pool else x
+        if self.global_pool:
+            return self.head2(x.mean((2, 3)))
+        return self.head2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FFNetSegHead(Merging):
@@ -572,7 +574,7 @@ class FFNetForecast(Merging):
 _LIGHT, _FULL = {"depth": 36}, {"depth": 48}
 _SR = {"ffnet_sr_light": _LIGHT, "ffnet_sr": _FULL}  # the authors' names, and these with the scale that they released
 _SR_WEIGHTS = {
-    name: {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0", num_classes=None)}
+    name: {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0")}
     for name, file in (("ffnet_sr_light", "FFNetSR_light_DIV2K"), ("ffnet_sr", "FFNetSR_DF2K"))
 }
 _BOTH = lambda table: {**table, **{f"{name}_x2": row for name, row in table.items()}}  # noqa: E731
