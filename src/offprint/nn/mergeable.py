@@ -143,12 +143,20 @@ def to_one_form(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
             layer.drop_branches()
         elif layer.merged:
             inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            twin = layer.unmerged().to(next(iter(inner.values()), layer.weight))
-            if set(twin.state_dict()) - set(inner) <= {
-                k for k in twin.state_dict() if k.endswith("num_batches_tracked")
-            }:
-                twin.load_state_dict(inner, strict=False)
+            twin = layer.unmerged()
+            if all(key in inner for key in twin.state_dict() if not key.endswith("num_batches_tracked")):
+                _fill(twin, inner)
                 state = {key: value for key, value in state.items() if not key.startswith(prefix)}
                 with torch.no_grad():
                     state[f"{prefix}weight"], state[f"{prefix}bias"] = twin.kernel()
     return state
+
+
+def _fill(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put tensors into a layer as they are, of whatever size: what does not fit the model is told by who reads the file."""
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        inner = layer.get_submodule(owner)
+        table = inner._parameters if leaf in inner._parameters else inner._buffers
+        if leaf in table:
+            table[leaf] = nn.Parameter(value, False) if table is inner._parameters else value

@@ -136,7 +136,7 @@ class Skip(Mergeable):
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         weight, bias = reparam.fold_before(self.conv.bn, self.conv.c.weight.double(), None)
-        kind, identity = self.conv.c.weight.dtype, torch.eye(self.in_channels, device=weight.device, dtype=weight.dtype)
+        kind, identity = self.conv.c.weight.dtype, torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
         return (weight + identity[:, :, None, None]).to(kind), bias.to(kind)
 
 
