@@ -321,6 +321,21 @@ def test_the_authors_segmentation_files_load():
     assert torch.equal(again(x), backbone(x))
 
 
+def test_the_network_as_the_authors_have_it():
+    for name, classes in (("ffnet_seg_ade20k", 150), ("ffnet_seg_cityscapes", 19)):
+        with torch.device("meta"):
+            net = offprint.create_model(name)
+        assert net.head.conv_seg.out_channels == classes and net.head.conv_seg.in_channels == 1024
+        assert net.head.in_channels == (192, 384, 768)
+        assert round(sum(p.numel() for p in net.parameters()) / 1e6) == 68
+    small = uneven(offprint.create_model("ffnet_seg_ade20k", num_classes=3, **SEG))
+    state = {
+        k.replace("head.", "decode_head.", 1) if k.startswith("head.") else k: v for k, v in small.state_dict().items()
+    }
+    again = offprint.create_model("ffnet_seg_ade20k", num_classes=3, **SEG)
+    assert offprint.load_weights(again, {"state_dict": state}, dialect="authors").dialect == "authors"
+
+
 # -- forecasting -----------------------------------------------------------------------------------------------------
 def forecaster(**kwargs) -> FFNetForecast:
     sizes = {"nvars": 3, "seq_len": 24, "target_window": 5, "dim": 8, "kernel_size": 11, "small": 5}
@@ -370,6 +385,27 @@ def test_files_of_a_forecaster_in_either_form():
             target = forecaster(deploy=deploy)
             report = offprint.load_weights(target, {**state, **idle})
             assert set(idle) <= set(report.dropped) and close(target(x), expected)
+
+
+def test_a_forecaster_learns_a_table(tmp_path):
+    """``offprint train --model ffnet_forecast``: variables, context and horizon come from the data; it beats the last value."""
+    from typer.testing import CliRunner
+
+    from offprint.cli.main import app
+
+    t = np.arange(400)
+    draw = np.random.default_rng(0)
+    waves = np.stack([np.sin(2 * np.pi * t / 12 + j) * (j + 1) + 10 * j for j in range(2)], 1)
+    file = tmp_path / "power.csv"
+    rows = "\n".join(f"{a:.5f},{b:.5f}" for a, b in waves + 0.05 * draw.normal(size=waves.shape))
+    file.write_text("load,heat\n" + rows + "\n")
+    made = CliRunner().invoke(app, [
+        "train", "--data", str(file), "--model", "ffnet_forecast", "--out", str(tmp_path / "run"), "--context", "24", "--horizon",
+        "6", "--epochs", "6", "--batch-size", "16", "--lr", "0.005", "--option", "dim=8", "--option", "drop_rate=0.0",
+    ])  # fmt: skip
+    assert made.exit_code == 0, made.output + repr(made.exception)
+    figures = offprint.evaluate(str(tmp_path / "run"))
+    assert figures["mse"] < 0.5 * figures.beside["repeat last"]["mse"]
 
 
 def test_refusals_of_forecasting():

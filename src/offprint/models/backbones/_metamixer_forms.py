@@ -29,8 +29,9 @@ from offprint.models.backbones.metamixer import (
     init_,
 )
 from offprint.models.checkpoint import Dialect
+from offprint.models.compose import Composed, compose
 from offprint.models.parts import Maps, last, register_part
-from offprint.models.registry import Weights, register
+from offprint.models.registry import IMAGENET, Weights, register
 from offprint.nn import LayerNorm2d, reparam
 from offprint.nn.drop import drop_path_rates
 from offprint.nn.mergeable import ConvNorm, Mergeable
@@ -602,10 +603,42 @@ register(
         "ffnet_seg": {"in1k": Weights(f"{RELEASE}/ffnet_seg.pth.tar", "authors", "authors", "Apache-2.0")},
     },
 )
+
+
+def ffnet_segmenter(num_classes: int = 150, in_chans: int = 3, drop_rate: float = 0.1, **backbone) -> Composed:
+    """FFNet-seg: the backbone and the head; (B, C, H, W) to logits (B, num_classes, H, W).
+
+    Args:
+        num_classes: classes.
+        in_chans: image channels.
+        drop_rate: dropout before the classifier.
+        **backbone: arguments of :class:`FFNetSeg`.
+    """
+    head = {"name": "ffnet_seg_head", "drop_rate": drop_rate}
+    return compose({"name": "ffnet_seg", **backbone}, head=head, num_classes=num_classes, in_chans=in_chans)
+
+
 register_part("ffnet_seg_head", "head", FFNetSegHead, paper="metamixer", task="segmentation", takes=last(3))
+_CLASSES = {"ade20k": 150, "cityscapes": 19}
+_FILES = {data: f"ffnet_seg_sys_{side}_160k_{data}" for data, side in (("ade20k", 512), ("cityscapes", 1024))}
+register(
+    paper="metamixer",
+    kind="segmentation",
+    task="segmentation",
+    build=ffnet_segmenter,
+    variants={f"ffnet_seg_{data}": {"num_classes": classes} for data, classes in _CLASSES.items()},
+    input_size=(3, 512, 512),
+    input_sizes={"ffnet_seg_cityscapes": (3, 1024, 1024)},
+    preprocessing={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0},
+    weights={
+        f"ffnet_seg_{data}": {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0")}
+        for data, file in _FILES.items()
+    },
+)
 register(
     paper="metamixer",
     kind="signal",
+    task="forecasting",
     build=FFNetForecast,
     variants={"ffnet_forecast": {}},
     input_size=None,
