@@ -17,7 +17,7 @@ from offprint.nn import reparam
 
 
 class Mergeable(nn.Module):
-    """Base of such layers. A subclass writes :meth:`build`, :meth:`branches` and :meth:`kernel`.
+    """Base of such layers. A subclass writes :meth:`build`, :meth:`apart` and :meth:`kernel`.
 
     Args:
         in_channels, out_channels: of the map.
@@ -51,9 +51,9 @@ class Mergeable(nn.Module):
         """Make the branches, as children."""
         raise TypeError(f"{type(self).__name__} must define build")
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         """What the branches give together."""
-        raise TypeError(f"{type(self).__name__} must define branches")
+        raise TypeError(f"{type(self).__name__} must define apart")
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the merged form; exact in evaluation mode."""
@@ -67,7 +67,7 @@ class Mergeable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) or series (B, in_channels, T) to ``out_channels``."""
         if self.weight is None:
-            return self.branches(x)
+            return self.apart(x)
         conv = F.conv1d if len(self.kernel_size) == 1 else F.conv2d
         return conv(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
 
@@ -126,7 +126,7 @@ class ConvNorm(Mergeable):
         )
         self.bn = nn.BatchNorm2d(self.out_channels)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.bn(self.c(x))
 
     def kernel(self) -> tuple[Tensor, Tensor]:

@@ -133,7 +133,7 @@ class StripDW(Mergeable):
         self.strip_conv1 = ConvNorm(dim, dim, (1, k), groups=dim)
         self.strip_conv2 = ConvNorm(dim, dim, (k, 1), groups=dim)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         first, *rest = self.children()
         y = first(x)
         for branch in rest:
@@ -359,7 +359,7 @@ class RepDW1d(Mergeable):
     """
 
     def __init__(self, channels: int, kernel_size: int, small: int, deploy: bool = False):
-        self.__dict__["small"] = small
+        self.small = small
         super().__init__(channels, channels, (kernel_size,), groups=channels, deploy=deploy)
 
     def build(self) -> None:
@@ -372,7 +372,7 @@ class RepDW1d(Mergeable):
             branch.add_module("bn", nn.BatchNorm1d(self.in_channels))
             self.add_module(name, branch)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.lkb_origin(x) + self.small_conv(x)
 
     def kernel(self) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class RepDW(Mergeable):
         self.conv = ConvNorm(self.in_channels, self.out_channels, self.kernel_size, *rest)
         self.conv1 = ConvNorm(self.in_channels, self.out_channels, self.kernel_size[0] // 2, *rest)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.conv(x) + self.conv1(x)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
@@ -131,7 +131,7 @@ class Skip(Mergeable):
     def build(self) -> None:
         self.conv = NormFirst(self.in_channels)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.conv(x) + x
 
     def kernel(self) -> tuple[Tensor, Tensor]:
