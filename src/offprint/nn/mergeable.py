@@ -17,7 +17,7 @@ from offprint.nn import reparam
 
 
 class Mergeable(nn.Module):
-    """Base of such layers. A subclass writes :meth:`build`, :meth:`branches` and :meth:`kernel`.
+    """Base of such layers. A subclass writes :meth:`build`, :meth:`apart` and :meth:`kernel`.
 
     Args:
         in_channels, out_channels: of the map.
@@ -51,9 +51,9 @@ class Mergeable(nn.Module):
         """Make the branches, as children."""
         raise TypeError(f"{type(self).__name__} must define build")
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         """What the branches give together."""
-        raise TypeError(f"{type(self).__name__} must define branches")
+        raise TypeError(f"{type(self).__name__} must define apart")
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """Kernel and bias of the merged form; exact in evaluation mode."""
@@ -67,7 +67,7 @@ class Mergeable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) or series (B, in_channels, T) to ``out_channels``."""
         if self.weight is None:
-            return self.branches(x)
+            return self.apart(x)
         conv = F.conv1d if len(self.kernel_size) == 1 else F.conv2d
         return conv(x, self.weight, self.bias, self.stride, self.padding, 1, self.groups)
 
@@ -126,7 +126,7 @@ class ConvNorm(Mergeable):
         )
         self.bn = nn.BatchNorm2d(self.out_channels)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.bn(self.c(x))
 
     def kernel(self) -> tuple[Tensor, Tensor]:
@@ -143,12 +143,20 @@ def to_one_form(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]
             layer.drop_branches()
         elif layer.merged:
             inner = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-            twin = layer.unmerged().to(next(iter(inner.values()), layer.weight))
-            if set(twin.state_dict()) - set(inner) <= {
-                k for k in twin.state_dict() if k.endswith("num_batches_tracked")
-            }:
-                twin.load_state_dict(inner, strict=False)
+            twin = layer.unmerged()
+            if all(key in inner for key in twin.state_dict() if not key.endswith("num_batches_tracked")):
+                _fill(twin, inner)
                 state = {key: value for key, value in state.items() if not key.startswith(prefix)}
                 with torch.no_grad():
                     state[f"{prefix}weight"], state[f"{prefix}bias"] = twin.kernel()
     return state
+
+
+def _fill(layer: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put tensors into a layer as they are, of whatever size: what does not fit the model is told by who reads the file."""
+    for name, value in state.items():
+        owner, _, leaf = name.rpartition(".")
+        inner = layer.get_submodule(owner)
+        table = inner._parameters if leaf in inner._parameters else inner._buffers
+        if leaf in table:
+            table[leaf] = nn.Parameter(value, False) if table is inner._parameters else value

@@ -29,8 +29,9 @@ from offprint.models.backbones.metamixer import (
     init_,
 )
 from offprint.models.checkpoint import Dialect
+from offprint.models.compose import Composed, compose
 from offprint.models.parts import Maps, last, register_part
-from offprint.models.registry import Weights, register
+from offprint.models.registry import IMAGENET, Weights, register
 from offprint.nn import LayerNorm2d, reparam
 from offprint.nn.drop import drop_path_rates
 from offprint.nn.mergeable import ConvNorm, Mergeable
@@ -132,7 +133,7 @@ class StripDW(Mergeable):
         self.strip_conv1 = ConvNorm(dim, dim, (1, k), groups=dim)
         self.strip_conv2 = ConvNorm(dim, dim, (k, 1), groups=dim)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         first, *rest = self.children()
         y = first(x)
         for branch in rest:
@@ -252,7 +253,9 @@ class FFNetSeg(FFNetFrame):
     def pooled(self, x: Tensor) -> Tensor:
         """1x1 convolution to 1024, mean over the map, linear layer to 1280, LayerNorm."""
         x = self.head1(x)
-        return self.head2(x.mean((2, 3))) if self.global_pool else x
+        if self.global_pool:
+            return self.head2(x.mean((2, 3)))
+        return self.head2(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class FFNetSegHead(Merging):
@@ -356,7 +359,7 @@ class RepDW1d(Mergeable):
     """
 
     def __init__(self, channels: int, kernel_size: int, small: int, deploy: bool = False):
-        self.__dict__["small"] = small
+        self.small = small
         super().__init__(channels, channels, (kernel_size,), groups=channels, deploy=deploy)
 
     def build(self) -> None:
@@ -369,7 +372,7 @@ class RepDW1d(Mergeable):
             branch.add_module("bn", nn.BatchNorm1d(self.in_channels))
             self.add_module(name, branch)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.lkb_origin(x) + self.small_conv(x)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
@@ -572,7 +575,7 @@ class FFNetForecast(Merging):
 _LIGHT, _FULL = {"depth": 36}, {"depth": 48}
 _SR = {"ffnet_sr_light": _LIGHT, "ffnet_sr": _FULL}  # the authors' names, and these with the scale that they released
 _SR_WEIGHTS = {
-    name: {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0", num_classes=None)}
+    name: {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0")}
     for name, file in (("ffnet_sr_light", "FFNetSR_light_DIV2K"), ("ffnet_sr", "FFNetSR_DF2K"))
 }
 _BOTH = lambda table: {**table, **{f"{name}_x2": row for name, row in table.items()}}  # noqa: E731
@@ -600,10 +603,42 @@ register(
         "ffnet_seg": {"in1k": Weights(f"{RELEASE}/ffnet_seg.pth.tar", "authors", "authors", "Apache-2.0")},
     },
 )
+
+
+def ffnet_segmenter(num_classes: int = 150, in_chans: int = 3, drop_rate: float = 0.1, **backbone) -> Composed:
+    """FFNet-seg: the backbone and the head; (B, C, H, W) to logits (B, num_classes, H, W).
+
+    Args:
+        num_classes: classes.
+        in_chans: image channels.
+        drop_rate: dropout before the classifier.
+        **backbone: arguments of :class:`FFNetSeg`.
+    """
+    head = {"name": "ffnet_seg_head", "drop_rate": drop_rate}
+    return compose({"name": "ffnet_seg", **backbone}, head=head, num_classes=num_classes, in_chans=in_chans)
+
+
 register_part("ffnet_seg_head", "head", FFNetSegHead, paper="metamixer", task="segmentation", takes=last(3))
+_CLASSES = {"ade20k": 150, "cityscapes": 19}
+_FILES = {data: f"ffnet_seg_sys_{side}_160k_{data}" for data, side in (("ade20k", 512), ("cityscapes", 1024))}
+register(
+    paper="metamixer",
+    kind="segmentation",
+    task="segmentation",
+    build=ffnet_segmenter,
+    variants={f"ffnet_seg_{data}": {"num_classes": classes} for data, classes in _CLASSES.items()},
+    input_size=(3, 512, 512),
+    input_sizes={"ffnet_seg_cityscapes": (3, 1024, 1024)},
+    preprocessing={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0},
+    weights={
+        f"ffnet_seg_{data}": {"released": Weights(f"{RELEASE}/{file}.pth", "authors", "authors", "Apache-2.0")}
+        for data, file in _FILES.items()
+    },
+)
 register(
     paper="metamixer",
     kind="signal",
+    task="forecasting",
     build=FFNetForecast,
     variants={"ffnet_forecast": {}},
     input_size=None,

@@ -104,7 +104,7 @@ class RepDW(Mergeable):
         self.conv = ConvNorm(self.in_channels, self.out_channels, self.kernel_size, *rest)
         self.conv1 = ConvNorm(self.in_channels, self.out_channels, self.kernel_size[0] // 2, *rest)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.conv(x) + self.conv1(x)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
@@ -131,12 +131,12 @@ class Skip(Mergeable):
     def build(self) -> None:
         self.conv = NormFirst(self.in_channels)
 
-    def branches(self, x: Tensor) -> Tensor:
+    def apart(self, x: Tensor) -> Tensor:
         return self.conv(x) + x
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         weight, bias = reparam.fold_before(self.conv.bn, self.conv.c.weight.double(), None)
-        kind, identity = self.conv.c.weight.dtype, torch.eye(self.in_channels, device=weight.device, dtype=weight.dtype)
+        kind, identity = self.conv.c.weight.dtype, torch.eye(len(weight), device=weight.device, dtype=weight.dtype)
         return (weight + identity[:, :, None, None]).to(kind), bias.to(kind)
 
 
