@@ -11,7 +11,9 @@ _TEN = (
     "heads read"
 )
 CALLS = {_TEN: _endpoints}
+_LAYOUT = "the layout of heads of 32 channels, the model's"
 WORDS = {
+    "tiny_moat_0_tf_names": {":0 dropped": "a name", "(C, heads, 32)": _LAYOUT, "(heads, 32, C)": _LAYOUT},
     "tiny_moat_1_no_pe_windows_features": {"3x3 pooling": "an argument of the record"},
 }
 SMALL = {"tiny_moat_0": {"stem": 8, "dims": (8, 16, 32, 64), "depths": (1, 1, 2, 2)}}
