@@ -1,4 +1,5 @@
-"""MOAT against its direct form: attention of whole matrices, the bias gathered through a table of indices, 1x1 convolutions."""
+"""MOAT against its direct form: attention of whole matrices, the bias gathered through a table of indices, 1x1 convolutions,
+and padded maps before strided convolutions."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 import offprint
 from benchmarks.compare import Row, forwards, training
-from offprint.models.backbones.moat import HEAD_DIM, Attention
+from offprint.models.backbones.moat import HEAD_DIM, Attention, Halving
 from offprint.nn import Pointwise
 
 
@@ -35,6 +36,18 @@ class PlainAttention(nn.Module):
         return self.o((logits.softmax(-1) @ v).transpose(1, 2).flatten(2)).unflatten(1, (h, w))
 
 
+class PlainHalving(nn.Module):
+    """Pads the map as TensorFlow does, then convolves."""
+
+    def __init__(self, ours: Halving):
+        super().__init__()
+        self.weight = ours.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1))
+        return F.conv2d(padded, self.weight, None, 2, groups=x.shape[1])
+
+
 def plain(model: nn.Module) -> nn.Module:
     """A copy of the model in its direct form."""
     model = copy.deepcopy(model)
@@ -42,6 +55,8 @@ def plain(model: nn.Module) -> nn.Module:
         for name, child in list(module.named_children()):
             if isinstance(child, Attention):
                 setattr(module, name, PlainAttention(child))
+            elif isinstance(child, Halving):
+                setattr(module, name, PlainHalving(child))
             elif type(child) is Pointwise:
                 conv = nn.Conv2d(child.in_channels, child.out_channels, 1, bias=child.bias is not None)
                 conv.load_state_dict(child.state_dict())

@@ -57,6 +57,24 @@ def _pad_as_tensorflow(x: Tensor) -> Tensor:
     return F.pad(x, (x.shape[-1] % 2, 1, x.shape[-2] % 2, 1))
 
 
+class Halving(nn.Conv2d):
+    """Depth-wise 3x3 convolution of stride 2 with TensorFlow's padding, which where both sides are even or odd copies no map.
+
+    On even sides it is the 4x4 kernel with zeros before the first row and column, at a padding of 1; on odd ones TensorFlow's padding is
+    PyTorch's.
+    """
+
+    def __init__(self, channels: int, bias: bool = False):
+        super().__init__(channels, channels, 3, 2, groups=channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (side % 2 for side in x.shape[-2:])
+        if height != width:
+            return super().forward(_pad_as_tensorflow(x))
+        weight = self.weight if height else F.pad(self.weight, (1, 0, 1, 0))
+        return F.conv2d(x, weight, self.bias, 2, 1, groups=self.groups)
+
+
 def pool_as_tensorflow(x: Tensor, size: int) -> Tensor:
     """Average pooling of stride 2 with "same" padding, whose cells are not counted: (B, C, H, W) to (B, C, ceil(H/2), ceil(W/2))."""
     padding = tuple(side % 2 for side in x.shape[-2:]) if size == 3 else 0
@@ -91,6 +109,16 @@ class SqueezeExcite(nn.Module):
         return x * self.expand_conv2d(gate).sigmoid()
 
 
+@torch.no_grad()
+def _with(layer: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """The layer with these weights, in their precision."""
+    layer = layer.to(weight)
+    layer.weight.copy_(weight)
+    assert layer.bias is not None
+    layer.bias.copy_(bias)
+    return layer
+
+
 class MBConv(nn.Module):
     """Inverted residual behind a BatchNorm; the inner width is four times the output's.
 
@@ -112,7 +140,9 @@ class MBConv(nn.Module):
         self.pre_norm = _norm(in_channels)
         self.expand_conv: nn.Module = Pointwise(in_channels, inner)
         self.expand_norm = _norm(inner)
-        self.depthwise_conv = nn.Conv2d(inner, inner, 3, stride, 0 if stride > 1 else 1, groups=inner, bias=False)
+        self.depthwise_conv: nn.Module = (
+            Halving(inner) if stride > 1 else nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=False)
+        )
         self.depthwise_norm = _norm(inner)
         self.se = SqueezeExcite(inner, max(1, out_channels // 4)) if se else None
         self.shrink_conv = Pointwise(inner, out_channels, bias=True)
@@ -121,8 +151,7 @@ class MBConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, ceil(H / stride), ceil(W / stride))."""
         y = F.gelu(self.expand_norm(self.expand_conv(self.pre_norm(x))))
-        y = self.depthwise_conv(_pad_as_tensorflow(y) if self.stride > 1 else y)
-        y = F.gelu(self.depthwise_norm(y))
+        y = F.gelu(self.depthwise_norm(self.depthwise_conv(y)))
         y = self.shrink_conv(y if self.se is None else self.se(y))
         if self.stride > 1:
             x = pool_as_tensorflow(x, self.pool_size)
@@ -132,15 +161,19 @@ class MBConv(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """For :func:`offprint.deploy`: the norms before and after the expanding layer into it; nothing on a second call."""
+        """For :func:`offprint.deploy`: the norms into the layers beside them; nothing on a second call."""
         if isinstance(self.pre_norm, nn.Identity):
             return
         old = self.expand_conv
-        weight, bias = fold_before(self.pre_norm, *fold(old.weight, None, self.expand_norm))
-        new = Pointwise(old.in_channels, old.out_channels, bias=True).to(weight)
-        new.weight.copy_(weight)
-        new.bias.copy_(bias)
-        self.expand_conv, self.pre_norm, self.expand_norm = new, nn.Identity(), nn.Identity()
+        self.expand_conv = _with(
+            Pointwise(old.in_channels, old.out_channels, bias=True),
+            *fold_before(self.pre_norm, *fold(old.weight, None, self.expand_norm)),
+        )
+        self.pre_norm, self.expand_norm = nn.Identity(), nn.Identity()
+        if isinstance(self.depthwise_conv, Halving):
+            kernel = fold(self.depthwise_conv.weight, None, self.depthwise_norm)
+            self.depthwise_conv = _with(Halving(old.out_channels, bias=True), *kernel)
+            self.depthwise_norm = nn.Identity()
 
 
 class Attention(nn.Module):
