@@ -21,14 +21,15 @@ not published with the code; CVNets' settings for this family are the defaults h
 
 Pictures are RGB in [0, 1], without mean and deviation. Parameter names are those of the authors' code, but for the last layer (``head``,
 there ``classifier.fc``). Their weights lie in shared folders without addresses of single files, so that ``pretrained=True`` has
-nothing to load: fetch a file by hand and pass ``checkpoint_path=``.
+nothing to load: fetch a file by hand and pass ``checkpoint_path=``. The segmentation head of the paper stands in
+:mod:`offprint.models.segmentation.deeplabv3`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -39,7 +40,6 @@ from torch import Tensor, nn
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbone import Backbone
 from offprint.models.checkpoint import Dialect
-from offprint.models.parts import Maps, last, register_part
 from offprint.models.registry import register
 from offprint.nn import make_divisible
 from offprint.nn.precision import wide, wide_dtype
@@ -203,25 +203,26 @@ class AdaptiveFrequencyFilter(nn.Module):
 
     def mask(self, spectrum: Tensor) -> Tensor:
         """The complex mask of a spectrum (B, dim, H, F), of the same shape."""
-        y = torch.view_as_real(spectrum).reshape(len(spectrum), self.groups, -1, spectrum[0, 0].numel(), 2)
-        y = self._activate(self._product(y, self.w1, self.b1), -1)
-        return torch.view_as_complex(self._shrink(self._product(y, self.w2, self.b2))).view_as(spectrum)
+        parts = torch.view_as_real(spectrum).unflatten(1, (self.groups, -1)).flatten(3, 4)
+        pair = self._perceptron(parts.movedim(-1, 2).flatten(2, 3))
+        return torch.complex(*(part.reshape(spectrum.shape) for part in pair.chunk(2, 2)))
 
-    @staticmethod
-    def _product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Numbers (B, groups, in, places, 2) times the complex weight, plus the bias: one real product for all four."""
-        both = wide(weight).mT.transpose(0, 1).flatten(1, 2)  # (groups, 2 out, in)
-        parts = (both @ x.flatten(3)).unflatten(2, (2, -1)).unflatten(-1, (-1, 2))
-        first, second = (torch.view_as_complex(part) for part in parts.unbind(2))
-        shift = torch.view_as_complex(wide(bias).movedim(0, -1).contiguous())
-        return torch.view_as_real(torch.add(first, second, alpha=1j) + shift[..., None])
+    def _perceptron(self, pair: Tensor) -> Tensor:
+        """Both layers on (B, groups, 2 * size, places), the real parts of a group before its imaginary ones."""
+        for weight, bias, end in ((self.w1, self.b1, False), (self.w2, self.b2, True)):
+            real, imaginary = wide(weight).mT
+            rows = torch.cat([torch.cat([real, -imaginary], -1), torch.cat([imaginary, real], -1)], -2)
+            shift = wide(bias).movedim(0, 1).flatten(1)[..., None]
+            pair = rows @ pair + shift
+            pair = self._shrink(pair) if end else self._activate(pair)
+        return pair
 
-    def _activate(self, x: Tensor, dim: int) -> Tensor:
-        """The activation on pairs along ``dim``; one without a slope of its own takes both parts at once."""
+    def _activate(self, pair: Tensor) -> Tensor:
+        """The activation on real and imaginary parts; one without a slope of its own takes both at once."""
         if not isinstance(self.act, nn.PReLU):
-            return self.act(x)
-        real, imaginary = x.unbind(dim)
-        return torch.stack([self.act(real), self.act2(imaginary)], dim)
+            return self.act(pair)
+        real, imaginary = pair.chunk(2, 2)
+        return torch.cat([self.act(real), self.act2(imaginary)], 2)
 
     def _shrink(self, x: Tensor) -> Tensor:
         return F.softshrink(x, self.threshold) if self.threshold else x
@@ -233,14 +234,9 @@ class AdaptiveFrequencyFilter(nn.Module):
     def _real(self, x: Tensor) -> Tensor:
         dft = DFT(*x.shape[-2:], x)
         real, imaginary = dft.forward(x)
-        pair = (
-            torch.stack([real, imaginary], 1).unflatten(2, (self.groups, -1)).flatten(4)
-        )  # (B, 2, groups, size, places)
-        for weight, bias, last_layer in ((self.w1, self.b1, False), (self.w2, self.b2, True)):
-            (a, b), shift = wide(weight).mT, wide(bias)[..., None]
-            pair = torch.stack([a @ pair[:, 0] - b @ pair[:, 1], a @ pair[:, 1] + b @ pair[:, 0]], 1) + shift
-            pair = self._shrink(pair) if last_layer else self._activate(pair, 1)
-        mask_r, mask_i = pair.flatten(2, 3).unflatten(3, real.shape[2:]).unbind(1)
+        parts = (part.unflatten(1, (self.groups, -1)).flatten(3) for part in (real, imaginary))
+        pair = self._perceptron(torch.cat(list(parts), 2))
+        mask_r, mask_i = (part.reshape(real.shape) for part in pair.chunk(2, 2))
         return dft.inverse(mask_r * real - mask_i * imaginary, mask_r * imaginary + mask_i * real)
 
 
@@ -390,60 +386,6 @@ class AFFNet(Backbone):
         return self.conv_1x1_exp(x)
 
 
-class DeepLabV3Head(nn.Module):
-    """DeepLabv3's head as CVNets builds it: a 1x1 convolution, three dilated 3x3 ones and the map's mean, side by side, and over all
-    of them a 1x1 convolution and the classifier.
-
-    Args:
-        before: the maps that come in; the last is used.
-        num_classes: classes, the background among them.
-        width: channels of the head.
-        rates: dilations of the three.
-        drop_rate: of whole channels before the classifier.
-        activation: of all layers.
-    """
-
-    classifier = "logits"
-    prefixes = ("seg_head.",)
-    dialects = (
-        Dialect(
-            "authors",
-            (
-                (r"^aspp\.aspp_layer\.", ""),
-                (r"\.aspp_pool\.conv_1x1\.", "."),
-                (r"^classifier\.block\.conv\.", "logits."),
-            ),
-        ),
-    )
-    native = "offprint"
-
-    def __init__(
-        self,
-        before: Maps,
-        num_classes: int = 21,
-        width: int = 256,
-        rates: tuple[int, int, int] = (6, 12, 18),
-        drop_rate: float = 0.1,
-        activation: str = "silu",
-    ):
-        super().__init__()
-        self.num_classes, channels = num_classes, before.channels[-1]
-        dilated = (ConvNormAct(channels, width, 3, dilation=rate, activation=activation) for rate in rates)
-        plain, mean = (ConvNormAct(channels, width, activation=activation) for _ in range(2))
-        self.convs = nn.ModuleList([plain, *dilated, mean])
-        self.project = ConvNormAct((len(rates) + 2) * width, width, activation=activation)
-        self.dropout = nn.Dropout2d(drop_rate)
-        self.logits = nn.Conv2d(width, num_classes, 1)
-
-    def forward(self, maps: Sequence[Tensor], size: tuple[int, int] | None = None) -> Tensor:
-        """Scores (B, num_classes, h, w) at the last map's size, or enlarged to ``size``."""
-        x = maps[-1]
-        *local, mean = self.convs
-        whole = mean(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        scores = self.logits(self.dropout(self.project(torch.cat([*(conv(x) for conv in local), whole], 1))))
-        return scores if size is None else F.interpolate(scores, size, mode="bilinear", align_corners=False)
-
-
 _BARE = (True, False, False)  # the two larger networks end the stages of layers 4 and 5 without fusion
 VARIANTS = {
     "affnet_et": {"dims": (32, 48, 64, 104, 144), "ratio": 2},
@@ -476,5 +418,3 @@ register(
     preprocessing={"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bilinear", "crop_pct": 256 / 288},
     recipe=RECIPE,
 )
-register_part("deeplabv3", "head", DeepLabV3Head, paper="affnet", task="segmentation", takes=last(1),
-              prefers={"output_stride": 16})  # fmt: skip
