@@ -270,6 +270,49 @@ def test_a_model_may_name_its_arguments_otherwise(table, tmp_path, monkeypatch):
                           recipe={"epochs": 1, "lr": 1e-9}, **QUIET)  # fmt: skip
     assert done["mse"] == pytest.approx(done["mse_repeat_last"], rel=1e-3)
     assert len(offprint.predict(done.load(), table)) == 8
+    # by name with a file: no columns and no scale are known
+    file, given = tmp_path / "r" / "model.safetensors", read_series(table).values
+    monkeypatch.setattr(Last.__init__, "__defaults__", (2, 16, 8))
+    found = offprint.predict("last_value", given, checkpoint=str(file))
+    assert found.columns == ["0", "1"] and "without a scale" in found.notes[0]
+    assert found[7]["1"] == pytest.approx(given[-1, 1], rel=1e-5)
+    assert offprint.evaluate("last_value", table, checkpoint=str(file))["mse"] == pytest.approx(done["mse"], rel=1e-5)
+
+
+def test_the_column_of_times_is_remembered(tmp_path):
+    file = tmp_path / "x.csv"
+    file.write_text("a,stamp\n" + "".join(f"{math.sin(i)},{100 + 5 * i}\n" for i in range(120)))
+    done = offprint.train("unireplknet_a_series", file, tmp_path / "r", options={"context": 16, "horizon": 2, "time": "stamp"},
+                          recipe={**FAST, "epochs": 1}, model_options={**SMALL, "rows": 2}, **QUIET)  # fmt: skip
+    assert [row["time"] for row in offprint.predict(done.load(), file)] == [700.0, 705.0]
+    assert offprint.evaluate(done.load())["mse"] == pytest.approx(done["mse"], rel=1e-4)
+    series = read_series(file, time="stamp")
+    kept = offprint.train("unireplknet_a_series", series.values, tmp_path / "s", options={"context": 16, "horizon": 2},
+                          recipe={**FAST, "epochs": 1}, model_options={**SMALL, "rows": 2}, **QUIET)  # fmt: skip
+    with pytest.raises(OffprintError, match="no series to evaluate on"):
+        offprint.evaluate(kept.load())
+
+
+def test_every_field_of_the_recipe_is_read_and_every_model_states_known_ones():
+    import ast
+    import dataclasses
+    from pathlib import Path
+
+    from offprint.models.registry import entries
+    from offprint.tasks import forecasting
+
+    tree = ast.parse(Path(forecasting.__file__).read_text()).body
+    nodes = [n for top in tree if getattr(top, "name", "") != "SeriesRecipe" for n in ast.walk(top)]
+    read = {n.attr for n in nodes if isinstance(n, ast.Attribute)} | {
+        "decay_rate",
+        "decay_from",
+        "schedule",
+        "patience",
+    }
+    fields = {f.name for f in dataclasses.fields(SeriesRecipe)}
+    assert fields - read == {"clip_grad"}  # which the one training run reads of any recipe
+    models = [e for e in entries().values() if e.task == "forecasting"]
+    assert models and all(set(stage) <= fields for e in models for stage in e.recipes.values())
 
 
 def test_rates():

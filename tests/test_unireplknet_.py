@@ -284,6 +284,25 @@ def test_blocks_that_cannot_be():
     assert reparam.dilated(torch.ones(1, 1, 3, 3), 4).shape[-1] == 9
 
 
+def test_pictures_are_learnt_and_predicted(tmp_path):
+    import numpy as np
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    for label, base in (("bright", 170), ("dark", 40)):
+        (tmp_path / "p" / label).mkdir(parents=True)
+        for i in range(8):
+            picture = np.clip(base + draw.integers(-40, 40, (32, 32, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(tmp_path / "p" / label / f"{i}.png")
+    plain = {"mixup": 0.0, "cutmix": 0.0, "auto_augment": "", "random_erasing": 0.0, "warmup_epochs": 0}
+    done = offprint.train(
+        "unireplknet_a", tmp_path / "p", tmp_path / "r", recipe={"epochs": 2, "batch_size": 8, "input_size": 32, **plain},
+        model_options=TINY, progress=False, accelerator="cpu", logger="none",
+    )  # fmt: skip
+    found = offprint.predict(done.load(), tmp_path / "p" / "dark" / "0.png")
+    assert found[0]["label"] in ("bright", "dark") if "label" in found[0] else len(found) >= 1
+
+
 # -- audio ------------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from offprint.data.tables import KINDS, Table
 from offprint.errors import DataError, unknown
 from offprint.files import fetched
 
+SUFFIXES = (*KINDS, ".npy")
 TIME_COLUMNS = ("date", "time", "datetime", "timestamp", "ds")
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "-")
 
@@ -88,7 +89,7 @@ def read_series(
         return _of_array(np.asarray(source), columns, missing, name or "the array")
     path = fetched(source, "the series")
     if path.is_dir():
-        raise DataError(f"{source} is a folder; give a file of series: {', '.join((*KINDS, '.npy'))}")
+        raise DataError(f"{source} is a folder; give a file of series: {', '.join(SUFFIXES)}")
     if path.suffix.lower() == ".npy":
         if not path.is_file():
             raise DataError(f"there is no file at {str(source)!r}")
@@ -98,7 +99,7 @@ def read_series(
             raise DataError(f"{source} cannot be read as an array of numbers: {error}") from error
         return _of_array(array, columns, missing, str(source))
     if path.suffix.lower() not in KINDS:
-        raise DataError(f"{source}: expected a file of series that ends in {', '.join((*KINDS, '.npy'))}")
+        raise DataError(f"{source}: expected a file of series that ends in {', '.join(SUFFIXES)}")
     return _of_table(Table(path), columns, time, missing, str(source))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from offprint.data.images import EpochSampler, Seeded
-from offprint.data.series import Series, read_series
+from offprint.data.series import SUFFIXES, Series, read_series
 from offprint.errors import DataError, OffprintError, unknown
 from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
@@ -395,8 +395,8 @@ class Forecasting(Task):
         if data is None:
             told = about.get("data_options", {})
             data, time, missing = about.get("source"), time or told.get("time", ""), told.get("missing", missing)
-            if data is None:
-                raise OffprintError("no series to evaluate on; give --data FILE")
+            if Path(str(data)).suffix.lower() not in SUFFIXES:
+                raise OffprintError(f"no series to evaluate on; give --data FILE ({', '.join(SUFFIXES)})")
         split = self.open(
             data, columns=tuple(about.get("columns", ())) if isinstance(data, str | Path) else (), time=time, missing=missing,
             train_fraction=about.get("train_fraction", 0.7), val_fraction=about.get("val_fraction", 0.1),
@@ -430,17 +430,18 @@ class Forecasting(Task):
 
         Args:
             inputs: files of series with the columns that the model was trained on, or arrays (steps, columns).
-            time: column of times.
+            time: column of times; default as in the training.
             missing: a cell without a number: stop, or previous.
         """
         about, context = ready.about, ready.about["context"]
+        time = time or about.get("data_options", {}).get("time", "")
         items = [inputs] if isinstance(inputs, np.ndarray | Tensor | Series) else list(inputs)
         found = Forecast([], columns=list(about.get("columns", [])))
         if progress:
             progress(total=len(items))
         for i, item in enumerate(items):
             columns = tuple(about.get("columns", ())) if isinstance(item, str | Path) else ()
-            series = read_series(item, columns, time, missing, name=f"series {i + 1}")
+            series = read_series(item, columns, time, missing, f"series {i + 1}")
             self._check_columns(ready, series)
             found.columns = found.columns or series.columns
             if len(series) < context:

@@ -338,7 +338,7 @@ class PointProjection(nn.Module):
         cells = view_cells(point_views(wide(points), angles), side)  # (B V, N, 9)
         spread = features.repeat_interleave(self.num_views, 0)[:, :, None].expand(-1, -1, 9, -1).flatten(1, 2)
         index = cells.flatten(1)[..., None].expand_as(spread)
-        image = spread.new_zeros(len(spread), side * side, spread.shape[-1]).scatter_add(1, index, spread)
+        image = spread.new_zeros(spread.shape[0], side * side, spread.shape[-1]).scatter_add(1, index, spread)
         maps = self.img_block(image.transpose(1, 2).unflatten(2, (side, side)))
         if self.fusion is not None:
             maps = self.fusion(maps)
