@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from offprint.nn.large_kernel import LargeKernelConv2d, grid_side
+from offprint.nn.large_kernel import LargeKernelConv2d, grid_side, spectral_depthwise
 from offprint.nn.parallel_depthwise import by_hand, large_depthwise
 
 
@@ -64,3 +64,14 @@ def test_where_it_is_left_to_the_library():
 
 def test_lengths_of_transforms():
     assert [grid_side(n) for n in (1, 7, 20, 31, 62)] == [2, 8, 20, 32, 64]
+
+
+@pytest.mark.parametrize("size", [(3, 3), (20, 9)])
+def test_the_same_is_computed_while_operations_are_watched(size):
+    """Under a dispatch mode (counters of operations, tracers) an operator of one's own does not see lazy conjugation."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    x, w = torch.randn(1, 8, *size, dtype=torch.float64), torch.randn(8, 1, 13, 13, dtype=torch.float64)
+    with FlopCounterMode(display=False):
+        watched = spectral_depthwise(x, w)
+    torch.testing.assert_close(watched, F.conv2d(x, w, padding=6, groups=8))

@@ -48,7 +48,7 @@ class _LargeDepthwise(torch.autograd.Function):
                 continue
             if transformed is None:
                 transformed = torch.fft.rfft2(x.contiguous(), s=sides)
-            spectrum = (transformed * torch.fft.rfft2(g.contiguous(), s=sides).conj()).sum(0)
+            spectrum = (transformed * torch.fft.rfft2(g.contiguous(), s=sides).conj_physical()).sum(0)
             everywhere = torch.fft.irfft2(spectrum, s=sides)  # by shifts, negative ones from the end
             shift = torch.arange(-reach, reach + 1, device=x.device)
             rows, columns = shift % sides[0], shift % sides[1]
