@@ -82,6 +82,7 @@ def test_bands_are_normalised_over_the_whole_scene():
 
 def test_bad_files_are_named(files, tmp_path):
     np.save(tmp_path / "first.npy", np.zeros((200, 20, 24)))
+    np.save(tmp_path / "map.npy", np.ones((20, 24), int))
     np.save(tmp_path / "turned.npy", np.ones((40, 48), int))
     np.save(tmp_path / "none.npy", np.zeros((48, 48), int))
     np.savez(tmp_path / "two.npz", a=np.zeros((9, 9, 4)), b=np.zeros((9, 9, 4)))
@@ -89,7 +90,7 @@ def test_bad_files_are_named(files, tmp_path):
     for source, options, says in (
         (tmp_path / "no.mat", {}, "there is no cube"),
         (tmp_path / "broken.mat", {}, "cannot read the cube"),
-        (tmp_path / "first.npy", {}, "bands were not the last axis"),
+        (tmp_path / "first.npy", {"labels": tmp_path / "map.npy"}, "bands come first"),
         (tmp_path / "two.npz", {}, "2 arrays .* --key"),
         (files / "scene.mat", {"key": "indian"}, "no array 'indian'; it holds"),
         (files / "cube.npy", {"labels": tmp_path / "turned.npy"}, "40 x 48 pixels, the scene 48 x 48"),

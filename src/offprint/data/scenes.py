@@ -154,17 +154,18 @@ def open_scene(
         DataError: files that cannot be read, or maps of another size than the cube.
     """
     cube = read_array(source, key)
-    if cube.shape[2] > 4 * max(cube.shape[:2]) or cube.shape[0] < min(cube.shape[1:]) // 4:
-        raise DataError(
-            f"{source} has the shape {cube.shape}, which looks as if bands were not the last axis; expected (height, width, bands): move it with "
-            "numpy.moveaxis"
-        )
     maps = [
         None if not f else read_array(f, labels_key if i == 0 else "", 2, "map") for i, f in enumerate((labels, *split))
     ]
     for file, found in zip((labels, *split), maps, strict=True):
         if found is not None and found.shape != cube.shape[:2]:
-            turned = "; it is turned by 90 degrees" if found.shape == cube.shape[1::-1] else ""
+            turned = (
+                "; the cube's bands come first, and belong last: numpy.moveaxis(cube, 0, -1)"
+                if found.shape == cube.shape[1:]
+                else "; it is turned by 90 degrees"
+                if found.shape == cube.shape[1::-1]
+                else ""
+            )
             raise DataError(
                 f"{file} is {found.shape[0]} x {found.shape[1]} pixels, the scene {cube.shape[0]} x {cube.shape[1]}{turned}"
             )
