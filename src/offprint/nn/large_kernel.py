@@ -59,7 +59,8 @@ def spectral_depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """
     (height, width), weight = x.shape[-2:], _inner(x, weight)
     reach, grid = weight.shape[-1] // 2, _grid(x, weight)
-    y = torch.fft.irfft2(torch.fft.rfft2(x, s=grid) * torch.fft.rfft2(weight[:, 0], s=grid).conj(), s=grid)
+    spectrum = torch.fft.rfft2(weight[:, 0], s=grid).conj_physical()  # a lazy conj() is lost below a dispatch mode
+    y = torch.fft.irfft2(torch.fft.rfft2(x, s=grid) * spectrum, s=grid)
     return torch.roll(y, (reach, reach), (-2, -1))[..., :height, :width].contiguous()
 
 
@@ -78,7 +79,7 @@ def _backward(ctx, grad: Tensor):
         back = torch.fft.irfft2(along * torch.fft.rfft2(weight[:, 0], s=grid), s=grid)
         to_x = torch.roll(back, (-reach, -reach), (-2, -1))[..., :height, :width]
     if ctx.needs_input_grad[1]:
-        both = torch.fft.irfft2((torch.fft.rfft2(x, s=grid) * along.conj()).sum(0), s=grid)
+        both = torch.fft.irfft2((torch.fft.rfft2(x, s=grid) * along.conj_physical()).sum(0), s=grid)
         to_weight = torch.roll(both, (reach, reach), (-2, -1))[:, None, :size, :size]
         to_weight = F.pad(to_weight, (spare,) * 4)
     return to_x, to_weight
