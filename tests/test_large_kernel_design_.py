@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
@@ -43,6 +44,13 @@ def tiny(**kwargs) -> RepLKNet:
     return lively(offprint.create_model("replknet_31b", num_classes=5, **{**TINY, **kwargs}))
 
 
+class Passing(TorchDispatchMode):
+    """What counters of operations are: a mode below autograd that passes every call on."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return function(*args, **(kwargs or {}))
+
+
 # -- the convolution ---------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("k", "h", "w"), [(13, 7, 9), (31, 16, 20), (31, 3, 40), (29, 2, 2), (31, 50, 56), (15, 1, 1)])
 def test_spectra_give_the_convolution_and_its_gradients(k, h, w):
@@ -51,6 +59,11 @@ def test_spectra_give_the_convolution_and_its_gradients(k, h, w):
     got, want = spectral_depthwise(x, weight), F.conv2d(x, weight, padding=k // 2, groups=3)
     assert torch.allclose(got, want, atol=1e-12)
     direction = torch.randn_like(want)
+    with Passing():
+        counted = spectral_depthwise(x, weight)
+        below = torch.autograd.grad(counted, (x, weight), direction)
+    assert torch.equal(counted, got)
+    assert all(map(torch.equal, below, torch.autograd.grad(got, (x, weight), direction, retain_graph=True)))
     for a, b in zip(*(torch.autograd.grad(y, (x, weight), direction) for y in (got, want)), strict=True):
         assert torch.allclose(a, b, atol=1e-11)
 

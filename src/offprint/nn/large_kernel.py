@@ -59,7 +59,8 @@ def spectral_depthwise(x: Tensor, weight: Tensor) -> Tensor:
     """
     (height, width), weight = x.shape[-2:], _inner(x, weight)
     reach, grid = weight.shape[-1] // 2, _grid(x, weight)
-    y = torch.fft.irfft2(torch.fft.rfft2(x, s=grid) * torch.fft.rfft2(weight[:, 0], s=grid).conj_physical(), s=grid)
+    spectrum = torch.fft.rfft2(weight[:, 0], s=grid).conj_physical()  # a lazy conj() is lost below a dispatch mode
+    y = torch.fft.irfft2(torch.fft.rfft2(x, s=grid) * spectrum, s=grid)
     return torch.roll(y, (reach, reach), (-2, -1))[..., :height, :width].contiguous()
 
 
