@@ -107,7 +107,7 @@ _GAIN = Effect(
 )
 _TAUGHT = Band("digits_accuracy", low=97.0, unit="%", why="98.9 % of the authors' code on an easier set of digits")
 _MNIST = Band(
-    "digits_accuracy", low=99.61, unit="%", why="99.72 % with 310k parameters, less the error of 10,000 images"
+    "mnist_accuracy", low=99.61, unit="%", why="99.72 % with 310k parameters, less the error of 10,000 images"
 )
 PROOF = Proof(
     slug="simplenet",
