@@ -20,7 +20,7 @@ class Direct(nn.Module):
 
     def __init__(self, net: FMViT):
         super().__init__()
-        self.net = net
+        self.stem, self.stages, self.last, self.head = net.stem, net.stages, net.norm, net.head
 
     @staticmethod
     def norm(m, x: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class Direct(nn.Module):
         return x + self.mlp(m.mlp, self.norm(m.norm2, x))
 
     def forward(self, x: Tensor) -> Tensor:
-        for i in range(0, len(self.net.stem), 2):
-            x = F.relu(self.conv(self.net.stem[i], x))
-        for stage in self.net.stages:
+        for i in range(0, len(self.stem), 2):
+            x = F.relu(self.conv(self.stem[i], x))
+        for stage in self.stages:
             for block in stage:
                 x = self.block(block, x)
-        return self.net.head(self.norm(self.net.norm, x).mean((2, 3)))
+        return self.head(self.norm(self.last, x).mean((2, 3)))
 
 
 def rows(side: int = 224, batch: int = 4, seconds: float = 8.0) -> Iterator[Row]:

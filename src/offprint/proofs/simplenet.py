@@ -3,8 +3,8 @@
 The comparison: the list of the 310k network at 3/8 of its widths, with the dropouts of the released runs (0.1 behind each pool and in
 front of the classifier), once as the paper has it and once with averages in place of all maxima, between the layers and before the
 classifier. Both cost the same and start from the same weights. The digits: the 310k network itself at 16 pixels for eight epochs, on
-the bundled sample of MNIST. In the mode ``gpu`` it is trained on MNIST in full at 28 pixels, where the paper's figure of 99.72 % is
-judged.
+the bundled sample of MNIST. In the mode ``gpu`` it is trained on MNIST in full at 28 pixels (under OFFPRINT_DATA), with the dropouts
+and without augmentation, where the paper's figure of 99.72 % is judged.
 
 The setting and the bands were declared before the first run. That of the digits comes from another set: the authors' code gives
 98.9 % on 360 of scikit-learn's 8-pixel digits after 1,437 training images and the same eight epochs. MNIST is the harder one of
@@ -25,13 +25,14 @@ ARMS = ("average pooling", "max pooling")
 SIZES = {  # mode: (training images, test images, epochs, batch, judged seeds, rates, width)
     "quick": (200, 250, 1, 50, (0, 1), (3e-3,), 0.375),
     "full": (1200, 1000, 5, 50, (0, 1, 2, 3, 4), (2e-3, 6e-3), 0.375),
-    "gpu": (45000, 10000, 40, 250, (0, 1, 2, 3, 4), (1e-3, 3e-3, 9e-3), 1.0),
+    "gpu": (4500, 1000, 60, 100, (0, 1, 2, 3, 4), (1e-3, 3e-3, 9e-3), 1.0),
 }
-DIGITS = {  # mode: (training images, test images, side, epochs, rate)
-    "quick": (128, 250, 16, 1, 2e-3),
-    "full": (1437, 2000, 16, 8, 2e-3),
-    "gpu": (59500, 10000, 28, 60, 2e-3),
+DIGITS = {  # mode: (training images, test images, side, epochs, weight decay, dropouts)
+    "quick": (128, 250, 16, 1, 0.0, {}),
+    "full": (1437, 2000, 16, 8, 0.0, {}),
+    "gpu": (59500, 10000, 28, 60, 0.05, DROP),
 }
+RATE = 2e-3  # of the digits
 
 
 class Averaged(SimpleNet):
@@ -53,18 +54,24 @@ def _network(arm: str, width: float) -> SimpleNet:
 
 
 def _digits(ctx) -> dict:
-    count, test, side, epochs, rate = DIGITS[ctx.mode]
+    count, test, side, epochs, decay, drop = DIGITS[ctx.mode]
     data = kit.digits(count, test=test)
     resized = kit.Images(*((_at(side, x), y) for x, y in (data.train, data.val, data.test)))
-    setting = kit.Setting(epochs, 64, decay=0.0, smoothing=0.0, flip=False, shift=0)
+    setting = kit.Setting(epochs, 64, decay=decay, smoothing=0.0, flip=False, shift=0)
 
     def run() -> float:
         return kit.fit(
-            lambda: SimpleNet(10, 1, network_idx=LIST, mode=0), resized, setting, seed=0, rate=rate, device=ctx.device
+            lambda: SimpleNet(10, 1, network_idx=LIST, mode=0, drop_rates=drop),
+            resized,
+            setting,
+            seed=0,
+            rate=RATE,
+            device=ctx.device,
         )
 
     ctx.step("digits")
-    return {"digits_accuracy": ctx.part("digits", run), "digits_digest": resized.digest}
+    name = "mnist_accuracy" if ctx.mode == "gpu" else "digits_accuracy"
+    return {name: ctx.part("digits", run), "digits_digest": resized.digest}
 
 
 def _at(side: int, x: Tensor) -> Tensor:
@@ -100,7 +107,7 @@ _GAIN = Effect(
 )
 _TAUGHT = Band("digits_accuracy", low=97.0, unit="%", why="98.9 % of the authors' code on an easier set of digits")
 _MNIST = Band(
-    "digits_accuracy", low=99.61, unit="%", why="99.72 % with 310k parameters, less the error of 10,000 images"
+    "mnist_accuracy", low=99.61, unit="%", why="99.72 % with 310k parameters, less the error of 10,000 images"
 )
 PROOF = Proof(
     slug="simplenet",
