@@ -550,7 +550,7 @@ def fit_function(
         model: the network, in place; default ``SKAN([in, *hidden, out], pool)``.
         hidden, pool: of the default network.
         steps: in all.
-        lr: falls to a hundredth of itself along a cosine.
+        lr: falls to a hundredth of itself along a cosine in every stage.
         split: shares of the steps for mixing, for the chosen members, and for refining what is left after pruning.
         watch: called with the number of the step and its loss.
 
@@ -587,9 +587,10 @@ def fit_function(
         elif stage == 2:
             prune(net)
         optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr)
-        for step in range(len(losses), end):
+        first = len(losses)
+        for step in range(first, end):
             for group in optimizer.param_groups:
-                group["lr"] = lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+                group["lr"] = lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - first) / (end - first))))
             optimizer.zero_grad()
             loss = F.mse_loss(net(inputs), target)
             loss.backward()
