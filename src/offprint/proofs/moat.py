@@ -15,7 +15,7 @@ DIMS, SIDES = (32, 64), (8, 4)  # of the two stages, for a 32-pixel image
 ARMS = {"stacked": "MAFAF", "attention first": "AMAM", "MOAT": "MAMA"}
 SIZES = {  # mode: (training images, test images, epochs, batch, judged seeds, rates)
     "quick": (200, 250, 2, 50, (0, 1), (3e-3,)),
-    "full": (1500, 1000, 5, 50, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
+    "full": (1000, 1000, 4, 50, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
     "gpu": (45000, 10000, 40, 250, (0, 1, 2, 3, 4), (1e-3, 3e-3, 9e-3)),
 }
 
@@ -42,8 +42,8 @@ class _Head(nn.Module):
 
 
 def _network(pattern: str) -> nn.Module:
-    layers: list[nn.Module] = [Stem(3, 24)]
-    channels = 24
+    layers: list[nn.Module] = [Stem(3, 12)]
+    channels = 12
     for dim, side in zip(DIMS, SIDES, strict=True):
         layers.append(MBConv(channels, dim, 2, 2, se=False))
         for part in pattern:
@@ -93,7 +93,7 @@ PROOF = Proof(
     slug="moat",
     question="At the same cost, do MOAT blocks classify better than the other order of their halves, and than stacks of mobile and "
     "transformer blocks?",
-    data="CIFAR-10 (JPEG copies): 1,500 training, 500 validation and 1,000 test images, bundled",
+    data="CIFAR-10 (JPEG copies): 1,000 training, 500 validation and 1,000 test images, bundled",
     baseline="the same stem and strided convolutions, and in each stage one mobile convolution and two transformer blocks at the same "
     "multiply-adds; same data, optimizer, epochs and seeds",
     bands={"quick": _GAINS, "full": _GAINS},
