@@ -300,7 +300,7 @@ def test_pictures_are_learnt_and_predicted(tmp_path):
         model_options=TINY, progress=False, accelerator="cpu", logger="none",
     )  # fmt: skip
     found = offprint.predict(done.load(), tmp_path / "p" / "dark" / "0.png")
-    assert found[0]["label"] in ("bright", "dark") if "label" in found[0] else len(found) >= 1
+    assert {row["class"] for row in found[0]["predictions"]} == {"bright", "dark"}
 
 
 # -- audio ------------------------------------------------------------------------------------------------------------
@@ -527,3 +527,29 @@ def test_stations_become_tokens():
         StationEncoder(steps=47)
     with pytest.raises(OffprintError, match=r"\(stations, 128, 5\)"):
         encoder(series[:, :10], time, place)
+
+
+# -- for other runtimes -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "shape"),
+    [
+        ("unireplknet_s_audio", {"num_classes": 3}, (1, 32, 128)),
+        ("unireplknet_b_video", {"num_classes": 3}, (1, 3, 16, 16, 16)),
+        ("unireplknet_s_points", {"num_classes": 3, "img_size": 56, "num_views": 2, "local_size": 8}, (1, 32, 3)),
+    ],
+)
+def test_merged_networks_are_plain_operators(name, options, shape, tmp_path):
+    import onnx
+
+    from offprint.models.export import export_model
+
+    model = lived_in(offprint.create_model(name, **options, **TINY))
+    assert export_model(model, tmp_path / "m.onnx", sample=torch.randn(shape)) < 1e-3
+    nodes = onnx.load(tmp_path / "m.onnx").graph.node
+    assert {node.domain for node in nodes} == {""}
+    kernels = [
+        node for node in nodes if node.op_type == "Conv" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+    ]
+    assert len(kernels) == 4  # one depth-wise convolution a block, and no branches

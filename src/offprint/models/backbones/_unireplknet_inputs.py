@@ -317,7 +317,10 @@ class PointProjection(nn.Module):
     def point_features(self, points: Tensor) -> Tensor:
         """Clouds (B, N, 3) to features of their points (B, N, graph_dim)."""
         with torch.no_grad():
-            far = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+            if torch.compiler.is_compiling():  # cdist is no operator of other runtimes
+                far = torch.stack([(a[:, :, None] - a[:, None]).square() for a in points.unbind(-1)]).sum(0)
+            else:
+                far = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
             near = far.topk(self.local_size, dim=-1, largest=False).indices
         own = self.input_trans(points.transpose(1, 2))  # (B, C, N)
         around = torch.gather(
