@@ -101,4 +101,32 @@ CASES = {
     "tusimple_metric": tusimple_metric,
     "culane_metric": culane_metric,
 }
-WORDS = {}
+_RULE = "the rule of the benchmark, which the library states"
+WORDS = {
+    "culane_metric": {"with 50 samples per segment": _RULE},
+    "maps_to_lanes": {
+        "n = noise (4,3)": "the size of the array",
+        "lane i (0..3)": "the number of the lane",
+        "map i+1 =": "map 0 is the background's",
+        "n[i,2]), else 0": "no probability",
+        "map 0 = 1 - max": "the background is the rest",
+        "a 9x9 mean": _RULE,
+    },
+    "tusimple_metric": {
+        "-2 where absent": "any negative number is",
+        "lane is 20 px": _RULE,
+        "accuracy >= 0.85": _RULE,
+        "more than 4 true": _RULE,
+        "over 200 ms": _RULE,
+        "(true lanes + 2)": _RULE,
+        "gives (0, 0, 1)": _RULE,
+    },
+    "existence_head": {
+        "at 1/8 of a 160x96 image": "in the arguments",
+        "2x2 mean pooling": "the rule of the library",
+    },
+    "scnn_vgg16_culane": {
+        "default size (288, 800) fc.0 is (128, 4500), the model has 20742217 parameters": "held in test_scnn_.py",
+        "at 1x3x288x800": "held in test_scnn_.py",
+    },
+}
