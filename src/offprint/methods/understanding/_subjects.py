@@ -68,7 +68,7 @@ def open_subject(
     if "preprocessing" not in about:
         raise OffprintError(f"{where} {ready.task.does}; this measurement is for models of pictures")
     if ready.folder is not None:
-        weights = f"run {Path(ready.folder).name}"
+        weights = f"run {'/'.join(Path(ready.folder).absolute().parts[-2:])}"
     elif checkpoint:
         weights = f"from {Path(checkpoint).name}"
     else:
