@@ -194,7 +194,7 @@ def erf(
             say(f"note: {row.model} has random weights: this is what it starts from, not what it learns; give --pretrained, --checkpoint or a run")  # fmt: skip
         if row.skipped:
             say(f"note: {row.model}: {row.skipped} pictures gave a gradient that is no number and were left out")
-    figure = Figure(figsize=(3.2 * len(found), 3.6), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(found), 4.0), layout="constrained")
     for axis, row in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
         row.draw(axis)
     file = output or _stem("erf", model).with_suffix(".png")
