@@ -55,7 +55,8 @@ def bsplines(x: Tensor, grid: Tensor, order: int) -> Tensor:
         grid: knots in rising order, (knots,), or (in, knots).
         order: 1 or more; 3 is cubic.
     """
-    x = torch.minimum(torch.maximum(x, grid[..., 0]), grid[..., -1])[..., None]  # the splines are zero at both ends
+    inside = (x >= grid[..., 0]) & (x < grid[..., -1])
+    x = torch.where(inside, x, grid[..., -1])[..., None]  # where all splines are zero
     basis = ((x >= grid[..., :-1]) & (x < grid[..., 1:])).to(x.dtype)
     for k in range(1, order + 1):
         span = grid[..., k:] - grid[..., :-k]
