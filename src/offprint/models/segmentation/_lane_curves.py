@@ -68,6 +68,8 @@ def lanes_by_number(
         raise OffprintError("expected probabilities from 0 to 1, got other values; give the softmax of the logits")
     height, width = probabilities.shape[1:]
     wanted = [i for i, flag in enumerate(flags) if flag > 0.5]
+    if not wanted:
+        return {}
     maps = F.avg_pool2d(F.pad(probabilities[1:][wanted][None], (4, 4, 4, 4), mode="replicate"), 9, 1)[0]
     places = torch.tensor(rows.places(height), device=maps.device)
     ys = torch.tensor(rows.rows(), dtype=torch.float64)

@@ -315,7 +315,7 @@ WEIGHTS = {
 }  # fmt: skip
 RECIPE = {
     "optimizer": "nesterov", "lr": 0.16, "reference_batch": 128, "batch_size": 128, "momentum": 0.9, "weight_decay": 1e-3,
-    "decay_vectors": True, "epochs": 12, "warmup_epochs": 0.08, "schedule": "poly", "flip": False, "clip_grad": 1.0, "min_lr": 0.0,
+    "decay_vectors": True, "epochs": 12, "warmup_epochs": 0.08, "power": 0.9, "flip": False, "clip_grad": 1.0, "min_lr": 0.0,
 }  # fmt: skip
 register(
     paper="scnn", kind="segmentation", task="lanes", build=SCNN, variants=VARIANTS, input_size=SIZES["scnn_vgg16_culane"],
