@@ -29,6 +29,7 @@ from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
+from offprint.models.segmentation._lane_curves import lanes_by_number
 from offprint.models.segmentation.scnn import (
     CULANE,
     TUSIMPLE,
@@ -39,7 +40,6 @@ from offprint.models.segmentation.scnn import (
     tusimple_accuracy,
     tusimple_total,
 )
-from offprint.models.segmentation._lane_curves import lanes_by_number
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.pictures import left_out, pictures_in
 from offprint.tasks.recipe import Recipe
