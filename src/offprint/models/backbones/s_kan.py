@@ -629,6 +629,6 @@ register(
     variants=VARIANTS,
     input_size=(1, 28, 28),
     input_sizes={"s_conv_kan_32": (3, 32, 32)},
-    preprocessing={"mean": (0.5,), "std": (0.5,), "interpolation": "bilinear", "crop_pct": 1.0},
+    preprocessing={"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "crop_pct": 1.0},
     recipe=RECIPE,
 )
