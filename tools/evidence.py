@@ -104,19 +104,23 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
     wanted: dict[str, set] = {}
     for claim in paper.claims:
         if (link := claim.evidence.structural) and link.model in list_models():
-            wanted.setdefault(link.model, set()).add(link.input if link.count == "macs" else link.count)
+            wanted.setdefault(link.model, set()).add((link.count, link.input))
     found = {}
     for name, inputs in track(
         sorted(wanted.items(), key=lambda item: item[0]), f"{paper.slug}: counts", transient=True
     ):
         modules = sorted({entry(name).module, paper.module, "offprint.models.info"})
-        shapes = {i: "x".join(map(str, i)) or "own" for i in inputs if isinstance(i, tuple)}
-        merged = "parameters_deployed" in inputs
+        shapes, small = (
+            {i: "x".join(map(str, i)) or "own" for count, i in sorted(inputs) if count == what}
+            for what in ("macs", "macs_deployed")
+        )
+        merged = any(count == "parameters_deployed" for count, _ in inputs)
         kept = _kept(before, "counts", name)
         if (
             kept
             and kept["modules"] == modules
             and set(shapes.values()) <= set(kept["macs"])
+            and set(small.values()) <= set(kept.get("macs_deployed", ()))
             and merged <= ("parameters_deployed" in kept)
         ):
             found[name] = kept
@@ -134,10 +138,27 @@ def _counts(paper: catalog.Paper, before: dict) -> dict[str, dict]:
             "modules": modules,
             "source": sources.digest(modules),
         }
+        if small:
+            found[name]["macs_deployed"] = {
+                key: model_info(_deployed(name, light=True), shape or None)["macs"] for shape, key in small.items()
+            }
         if merged:
-            deployed = offprint.deploy(offprint.create_model(name).eval())
-            found[name]["parameters_deployed"] = sum(p.numel() for p in deployed.parameters())
+            found[name]["parameters_deployed"] = sum(p.numel() for p in _deployed(name).parameters())
     return found
+
+
+def _deployed(name: str, light: bool = False):
+    """A model in its form for inference; ``light`` without weights, where its builder makes that form by itself."""
+    import inspect
+
+    import torch
+
+    import offprint
+
+    if light and "deploy" in inspect.signature(entry(name).build).parameters:
+        with torch.device("meta"):
+            return offprint.create_model(name, deploy=True)
+    return offprint.deploy(offprint.create_model(name).eval())
 
 
 def _weights(paper: catalog.Paper) -> dict[str, dict]:

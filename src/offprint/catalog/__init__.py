@@ -29,7 +29,7 @@ ROOMS = {
     "understanding": "methods.understanding",
 }
 KINDS = tuple(ROOMS)
-COUNTS = ("parameters", "parameters_without_norms", "parameters_deployed", "macs")
+COUNTS = ("parameters", "parameters_without_norms", "parameters_deployed", "macs", "macs_deployed")
 SCALES = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}  # units of counts
 
 
@@ -40,7 +40,7 @@ class CatalogError(OffprintError):
 @dataclass(frozen=True)
 class Structural:
     """Evidence by counting a model: ``parameters``, ``parameters_without_norms`` (as TensorFlow's slim counts them),
-    ``parameters_deployed`` (of the merged form), or ``macs`` (multiply-adds) at an input shape (C, H, W).
+    ``parameters_deployed`` (of the merged form), or ``macs`` and ``macs_deployed`` (multiply-adds) at an input shape (C, H, W).
 
     What is counted is compared with the claim's value at its printed digits and in its unit.
     """

@@ -258,7 +258,7 @@ def _counted(claim: Claim, taken: Mapping[str, Any]) -> Evidence | None:
     assert link is not None
     row = taken.get("counts", {}).get(link.model)
     value = None if row is None else row.get(link.count)
-    if link.count == "macs" and value is not None:
+    if link.count.startswith("macs") and value is not None:
         value = value.get("x".join(map(str, link.input)) or "own")
     if row is None or value is None:
         return None
@@ -267,6 +267,7 @@ def _counted(claim: Claim, taken: Mapping[str, Any]) -> Evidence | None:
         "parameters_without_norms": "parameters outside of norms",
         "parameters_deployed": "parameters deployed",
         "macs": "multiply-adds",
+        "macs_deployed": "multiply-adds deployed",
     }
     text = f"{link.model}: {value:,} {words[link.count]}"
     fits = _rounds(claim, value / SCALES[claim.unit])
