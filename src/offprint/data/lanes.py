@@ -208,18 +208,13 @@ def read_labels(file: Path) -> list[Road]:
                 f"{file}, line {number}: expected {{'raw_file': ..., 'lanes': [[x, ...]], 'h_samples': [y, ...]}}, got {line[:60]!r}"
             ) from error
         if any(len(lane) != len(rows) for lane in columns):
-<<<<<<< HEAD
             raise DataError(
                 f"{file}, line {number}: every lane has an x for each of the {len(rows)} h_samples, -2 where it is not"
             )
+        picture = _under(file.parent, name)
         lanes = (
             np.array([(x, y) for x, y in zip(lane, rows, strict=True) if x >= 0]).reshape(-1, 2) for lane in columns
         )
-=======
-            raise DataError(f"{file}, line {number}: every lane has an x for each of the {len(rows)} h_samples, -2 where it is not")
-        picture = _under(file.parent, name)
-        lanes = (np.array([(x, y) for x, y in zip(lane, rows, strict=True) if x >= 0]).reshape(-1, 2) for lane in columns)
->>>>>>> w6
         roads.append(Road(picture, tuple(v for v in lanes if len(v)), by_row=(rows, columns)))
     if not roads:
         raise DataError(f"{file} holds no labels")
