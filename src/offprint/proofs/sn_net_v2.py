@@ -7,7 +7,9 @@ whole range of budgets. The groups are those of all ways, so that an arm with sm
 more cost.
 
 The multiply-adds of a mean joint step are those the counts are matched on: both ways of drawing are balanced over cost. The setting was
-declared before the first full run.
+declared before the first full run, which came out against the paper for the ways back (-3.8 points) and stands: 180 joint steps spread over
+some forty ways are few, and each way from small to large is drawn an eighth as often once there are others of its cost; the mode ``gpu``
+takes 15,000. The least-squares start is worth 7.7 points after training.
 """
 
 from __future__ import annotations
