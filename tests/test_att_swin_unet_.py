@@ -16,7 +16,14 @@ from offprint.models.segmentation.att_swin_unet import (
     skin_metrics,
 )
 
-SLIM = {"img_size": 64, "window_size": 2, "embed_dim": 8, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 2, 4), "num_classes": 2}
+SLIM = {
+    "img_size": 64,
+    "window_size": 2,
+    "embed_dim": 8,
+    "depths": (2, 2, 2, 2),
+    "num_heads": (1, 2, 2, 4),
+    "num_classes": 2,
+}
 
 
 def made(**kwargs) -> AttSwinUNet:
@@ -97,7 +104,12 @@ def test_maps_are_merged_and_not_normalised_again():
 
 
 def test_sizes_that_do_not_fit_say_which_do():
-    for size, window, says in ((256, 7, r"224.*window_size=8"), (252, 7, "224"), (100, 8, "128|64"), (0, 7, "side|224")):
+    for size, window, says in (
+        (256, 7, r"224.*window_size=8"),
+        (252, 7, "224"),
+        (100, 8, "128|64"),
+        (0, 7, "side|224"),
+    ):
         with pytest.raises(OffprintError, match=says):
             AttSwinUNet(**{**SLIM, "img_size": size, "window_size": window})
     for size, window in ((224, 7), (448, 7), (256, 8), (128, 8), (64, 8)):
@@ -168,7 +180,11 @@ def test_skin_scores_and_what_they_refuse():
     none = skin_metrics(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)))
     assert none["dice"] is None and none["sensitivity"] is None and none["specificity"] == 1.0
     assert clean_mask(np.eye(9, dtype=bool))[0].sum() == 0
-    for wrong, says in (((p * 5 - 1, truth), "sigmoid"), ((p, truth * 255), "divide"), ((p[0], truth[0]), r"\(N, H, W\)")):
+    for wrong, says in (
+        ((p * 5 - 1, truth), "sigmoid"),
+        ((p, truth * 255), "divide"),
+        ((p[0], truth[0]), r"\(N, H, W\)"),
+    ):
         with pytest.raises(OffprintError, match=says):
             skin_metrics(*wrong)
 
@@ -185,6 +201,8 @@ def test_it_trains_on_masks_of_another_size_and_predicts_them(tmp_path):
         Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
     options = {k: v for k, v in SLIM.items() if k != "num_classes"}
     recipe = {"epochs": 1, "batch_size": 2, "input_size": 64}
-    run = offprint.train("att_swin_unet", tmp_path, tmp_path / "run", recipe=recipe, model_options=options, progress=False)
+    run = offprint.train(
+        "att_swin_unet", tmp_path, tmp_path / "run", recipe=recipe, model_options=options, progress=False
+    )
     found = offprint.predict(run.folder, tmp_path / "images" / "0.png")
     assert found.masks[0].shape == (50, 70) and set(np.unique(found.masks[0])) <= {0, 1}

@@ -147,13 +147,17 @@ def test_a_file_of_another_size_of_image(tmp_path):
     wide = SCNN(**{**SLIM, "img_size": (32, 96)})
     file = {("fc." + k[13:] if k.startswith("existence.fc.") else k): v for k, v in wide.state_dict().items()}
     torch.save({"net": {"module." + k: v for k, v in file.items()}}, tmp_path / "wide.pth")
-    with pytest.raises(CheckpointError, match=r"existence head .*\(128, 60\).* 12 cells of 16 x 16.*fresh_existence=True"):
+    with pytest.raises(
+        CheckpointError, match=r"existence head .*\(128, 60\).* 12 cells of 16 x 16.*fresh_existence=True"
+    ):
         offprint.load_weights(SCNN(**SLIM), tmp_path / "wide.pth")
     model = SCNN(**SLIM, fresh_existence=True)
     head = model.existence.fc[0].weight.clone()
     report = offprint.load_weights(model, tmp_path / "wide.pth")
     assert report.dialect == "scnn_pytorch" and all(n.startswith("existence.") for n in report.fresh) and report.fresh
-    assert torch.equal(model.layer1[0].weight, wide.layer1[0].weight) and torch.equal(model.existence.fc[0].weight, head)
+    assert torch.equal(model.layer1[0].weight, wide.layer1[0].weight) and torch.equal(
+        model.existence.fc[0].weight, head
+    )
     with torch.device("meta"):
         culane, tusimple = offprint.create_model("scnn_vgg16_culane"), offprint.create_model("scnn_vgg16_tusimple")
     with pytest.raises(CheckpointError, match=r"belongs to images of \(288, 512\).*build with img_size=\(288, 512\)"):
@@ -169,9 +173,13 @@ def test_a_start_from_vgg_leaves_the_rest_fresh():
     assert {k for k in own if k.startswith("backbone.")} == {k for k in theirs if k.startswith("backbone.")}
     assert all(own[k].shape == v.shape for k, v in theirs.items() if k.startswith("backbone."))
     small = SCNN(**SLIM)
-    state = {k.replace("backbone.", "features."): v + 1 for k, v in small.state_dict().items() if k.startswith("backbone.")}
+    state = {
+        k.replace("backbone.", "features."): v + 1 for k, v in small.state_dict().items() if k.startswith("backbone.")
+    }
     report = offprint.load_weights(small, {**state, "classifier.0.weight": torch.zeros(2, 2)})
-    assert report.dialect == "torchvision" and report.loaded and all(not n.startswith("backbone.") for n in report.fresh)
+    assert (
+        report.dialect == "torchvision" and report.loaded and all(not n.startswith("backbone.") for n in report.fresh)
+    )
 
 
 def test_the_layer_is_a_neck_for_any_network():
@@ -255,7 +263,10 @@ def test_tusimple_edges():
     assert (nothing.accuracy, nothing.fp, nothing.fn) == (0, 0, 0)
     five = tusimple_accuracy(rows, lanes[:5], lanes[:4])
     assert (five.accuracy, five.fp, five.fn) == (1, 0, 0)  # the worst is left out, one miss forgiven
-    for late in ({"prediction": lanes[:6], "truth": lanes[:3]}, {"prediction": lanes[:3], "truth": lanes[:3], "run_time": 201}):
+    for late in (
+        {"prediction": lanes[:6], "truth": lanes[:3]},
+        {"prediction": lanes[:3], "truth": lanes[:3], "run_time": 201},
+    ):
         assert (s := tusimple_accuracy(rows, **late)) == type(s)(0.0, 0.0, 1.0)
     other = [-100 if x < 0 else x for x in absent]
     assert tusimple_accuracy(rows, [absent], [other]).accuracy == 1  # any negative number is absent
@@ -294,7 +305,9 @@ def tusimple(tmp_path_factory):
         for seed in seeds:
             image, lanes, rows = road(seed)
             image.save(root / "clips" / f"{seed}.jpg")
-            lines.append(json.dumps({"raw_file": f"clips/{seed}.jpg", "lanes": [*lanes, [-2] * len(rows)], "h_samples": rows}))
+            lines.append(
+                json.dumps({"raw_file": f"clips/{seed}.jpg", "lanes": [*lanes, [-2] * len(rows)], "h_samples": rows})
+            )
         (root / f"{name}.json").write_text("\n".join(lines) + "\n")
     return root
 
@@ -304,7 +317,12 @@ def culane(tmp_path_factory):
     root = tmp_path_factory.mktemp("culane")
     for folder in ("list/test_split", "driver", "laneseg_label_w16"):
         (root / folder).mkdir(parents=True)
-    lists = {"train_gt.txt": range(12), "val_gt.txt": (12, 13), "test_split/test0_normal.txt": (14,), "test_split/test7_cross.txt": (15,)}
+    lists = {
+        "train_gt.txt": range(12),
+        "val_gt.txt": (12, 13),
+        "test_split/test0_normal.txt": (14,),
+        "test_split/test7_cross.txt": (15,),
+    }
     for name, seeds in lists.items():
         lines = []
         for seed in seeds:
@@ -314,8 +332,11 @@ def culane(tmp_path_factory):
             for k, lane in enumerate(lanes):
                 ImageDraw.Draw(label).line(list(zip(lane, rows, strict=True)), fill=k + 1, width=12)
             label.save(root / "laneseg_label_w16" / f"{seed}.png")
-            text = "" if "cross" in name else "".join(
-                " ".join(f"{x} {y}" for x, y in zip(lane, rows, strict=True)) + "\n" for lane in lanes)
+            text = (
+                ""
+                if "cross" in name
+                else "".join(" ".join(f"{x} {y}" for x, y in zip(lane, rows, strict=True)) + "\n" for lane in lanes)
+            )
             (root / "driver" / f"{seed}.lines.txt").write_text(text)
             lines.append(f"/driver/{seed}.jpg" + (f" /laneseg_label_w16/{seed}.png 1 1 1 1" if "gt" in name else ""))
         (root / "list" / name).write_text("\n".join(lines) + "\n")
@@ -367,7 +388,8 @@ def test_bad_data_is_named(tmp_path, tusimple, culane):
     (root / "driver" / "1.lines.txt").write_text("1 2 3\n")
     with pytest.raises(DataError, match=r"1.lines.txt, line 1: expected pairs"):
         open_lanes(root)
-    assert read_lines(root / "driver" / "none.lines.txt") == ()
+    (root / "driver" / "1.lines.txt").write_text("")
+    assert read_lines(root / "driver" / "1.lines.txt") == read_lines(root / "driver" / "none.lines.txt") == ()
     (root / "list" / "val_gt.txt").write_text("")
     with pytest.raises(DataError, match="val_gt.txt"):
         open_lanes(root)
@@ -389,11 +411,15 @@ def test_a_run_finds_the_lanes_of_its_roads(run, tusimple, tmp_path):
     figures = offprint.evaluate(run.folder, tusimple)
     assert set(figures) == {"accuracy", "fp", "fn", "pictures"} and figures["pictures"] == 2
     found = offprint.predict(run.folder, tusimple / "clips" / "9.jpg")
-    assert found[0]["width"] == 128 and all(set(lane) == {"number", "confidence", "points"} for lane in found[0]["lanes"])
+    assert found[0]["width"] == 128 and all(
+        set(lane) == {"number", "confidence", "points"} for lane in found[0]["lanes"]
+    )
     ys = [y for lane in found[0]["lanes"] for _, y in lane["points"]]
     assert len(found[0]["lanes"]) >= 2 and 0 <= min(ys) and max(ys) < 72
     found.save(tmp_path / "out")
-    assert (tmp_path / "out" / "9_lanes.png").is_file() and len(read_lines(tmp_path / "out" / "9.lines.txt")) == len(found[0]["lanes"])
+    assert (tmp_path / "out" / "9_lanes.png").is_file() and len(read_lines(tmp_path / "out" / "9.lines.txt")) == len(
+        found[0]["lanes"]
+    )
     for name in ("a.json", "a.csv", "a.png"):
         assert found.save(tmp_path / name).stat().st_size > 100
 
@@ -406,7 +432,9 @@ def test_a_road_without_lanes_has_an_empty_list(run, tmp_path):
     found = offprint.predict(task_model, tmp_path / "bare.png")
     assert found[0]["lanes"] == [] and found.flat() == []
     found.save(tmp_path / "o")
-    assert (tmp_path / "o" / "bare.lines.txt").read_text() == "" and json.loads((tmp_path / "o" / "lanes.json").read_text())
+    assert (tmp_path / "o" / "bare.lines.txt").read_text() == "" and json.loads(
+        (tmp_path / "o" / "lanes.json").read_text()
+    )
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="broken.png"):
         offprint.predict(task_model, tmp_path / "broken.png")
@@ -426,5 +454,7 @@ def test_culane_is_judged_by_category(run, culane):
 def test_the_rate_rises_and_falls_as_a_power():
     from offprint.tasks.lanes import LaneRecipe
 
-    rates = LaneRecipe.of("scnn_vgg16_culane", epochs=10, reference_batch=0, lr=1.0, warmup_epochs=1).learning_rates(10, 8)
+    rates = LaneRecipe.of("scnn_vgg16_culane", epochs=10, reference_batch=0, lr=1.0, warmup_epochs=1).learning_rates(
+        10, 8
+    )
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1.0 and rates[55] == pytest.approx(0.5**0.9)

@@ -16,7 +16,17 @@ from offprint.errors import DataError
 
 TRAINING, VALIDATION = ("label_data_0313.json", "label_data_0601.json"), ("label_data_0531.json",)
 TEST = "test_label.json"
-CATEGORIES = ("normal", "crowd", "hlight", "shadow", "noline", "arrow", "curve", "cross", "night")  # CULane's test0 to test8
+CATEGORIES = (
+    "normal",
+    "crowd",
+    "hlight",
+    "shadow",
+    "noline",
+    "arrow",
+    "curve",
+    "cross",
+    "night",
+)  # CULane's test0 to test8
 PEN = 15  # px of a lane in TuSimple's drawn labels
 
 
@@ -84,7 +94,9 @@ def open_lanes(source: str | Path, *, val_fraction: float = 0.1, seed: int = 0, 
     """
     root = Path(source)
     if not root.is_dir():
-        raise DataError(f"no folder at {str(source)!r}; give CULane's (with list/), or one with label files in TuSimple's form")
+        raise DataError(
+            f"no folder at {str(source)!r}; give CULane's (with list/), or one with label files in TuSimple's form"
+        )
     if (root / "list").is_dir():
         return _culane(root, on_error)
     files = sorted(root.glob("*.json"))
@@ -157,14 +169,18 @@ def _culane(root: Path, on_error: str) -> Roads:
                 try:
                     drawn, flags = _under(root, words[1]), tuple(int(v) for v in words[2:])
                 except ValueError as error:
-                    raise DataError(f"{file}, line {number}: expected PICTURE MAP 0|1 ..., got {line[:80]!r}") from error
+                    raise DataError(
+                        f"{file}, line {number}: expected PICTURE MAP 0|1 ..., got {line[:80]!r}"
+                    ) from error
             lanes = read_lines(picture.with_suffix(".lines.txt"))
             roads.append(Road(picture, lanes, drawn, flags or None, category))
         return _kept(roads, on_error, notes) if roads else ()
 
     train, val = listed("train_gt.txt"), listed("val_gt.txt")
     if not train or not val:
-        raise DataError(f"{root / 'list'} lacks train_gt.txt or val_gt.txt, or one is empty; unpack CULane's list.tar.gz there")
+        raise DataError(
+            f"{root / 'list'} lacks train_gt.txt or val_gt.txt, or one is empty; unpack CULane's list.tar.gz there"
+        )
     test: list[Road] = []
     for i, name in enumerate(CATEGORIES):
         test += listed(f"test_split/test{i}_{name}.txt", name)
@@ -192,9 +208,13 @@ def read_labels(file: Path) -> list[Road]:
                 f"{file}, line {number}: expected {{'raw_file': ..., 'lanes': [[x, ...]], 'h_samples': [y, ...]}}, got {line[:60]!r}"
             ) from error
         if any(len(lane) != len(rows) for lane in columns):
-            raise DataError(f"{file}, line {number}: every lane has an x for each of the {len(rows)} h_samples, -2 where it is not")
+            raise DataError(
+                f"{file}, line {number}: every lane has an x for each of the {len(rows)} h_samples, -2 where it is not"
+            )
         picture = _under(file.parent, name)
-        lanes = (np.array([(x, y) for x, y in zip(lane, rows, strict=True) if x >= 0]).reshape(-1, 2) for lane in columns)
+        lanes = (
+            np.array([(x, y) for x, y in zip(lane, rows, strict=True) if x >= 0]).reshape(-1, 2) for lane in columns
+        )
         roads.append(Road(picture, tuple(v for v in lanes if len(v)), by_row=(rows, columns)))
     if not roads:
         raise DataError(f"{file} holds no labels")
@@ -214,7 +234,9 @@ def _tusimple(root: Path, files: Sequence[Path], val_fraction: float, seed: int,
         return Roads(of(TRAINING), of(VALIDATION), "tusimple", root.name, test, tuple(notes))
     roads = of([n for n in named if n != TEST]) or test
     if len(roads) < 2 or not 0 < val_fraction < 1:
-        raise DataError(f"{root} holds {len(roads)} labelled pictures and val_fraction is {val_fraction}; give two or more, and a share between 0 and 1")
+        raise DataError(
+            f"{root} holds {len(roads)} labelled pictures and val_fraction is {val_fraction}; give two or more, and a share between 0 and 1"
+        )
     order = np.random.default_rng(seed).permutation(len(roads))
     count = min(len(roads) - 1, max(1, round(val_fraction * len(roads))))
     held = set(order[:count].tolist())
@@ -259,7 +281,9 @@ def lane_map(road: Road, size: tuple[int, int], count: int = 4) -> tuple[np.ndar
         if drawn.ndim != 2:
             drawn = drawn[..., 0]
         if int(drawn.max(initial=0)) > count:
-            raise DataError(f"{road.map} holds lane {int(drawn.max())}, and {count} are told apart; build the model with num_lanes={int(drawn.max())}")
+            raise DataError(
+                f"{road.map} holds lane {int(drawn.max())}, and {count} are told apart; build the model with num_lanes={int(drawn.max())}"
+            )
         if road.flags is not None and len(road.flags) == count:
             return drawn, np.array(road.flags, np.float32)
         return drawn, np.array([(drawn == i + 1).any() for i in range(count)], np.float32)

@@ -152,7 +152,11 @@ def plot(figures: dict, figure) -> None:
     right.axis("off")
 
 
-_GAIN = Effect("gain_hidden_of_passing", unit="points", why="a word from the visible part of a lane crosses its gap in one pass (Sec. 3.1)")
+_GAIN = Effect(
+    "gain_hidden_of_passing",
+    unit="points",
+    why="a word from the visible part of a lane crosses its gap in one pass (Sec. 3.1)",
+)
 PROOF = Proof(
     slug="scnn",
     question="Are hidden parts of lanes told better where messages are passed from slice to slice in turn than where all pass at once?",

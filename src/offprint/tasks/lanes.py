@@ -29,6 +29,7 @@ from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
+from offprint.models.segmentation._lane_curves import lanes_by_number
 from offprint.models.segmentation.scnn import (
     CULANE,
     TUSIMPLE,
@@ -39,7 +40,6 @@ from offprint.models.segmentation.scnn import (
     tusimple_accuracy,
     tusimple_total,
 )
-from offprint.models.segmentation._lane_curves import lanes_by_number
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.pictures import left_out, pictures_in
 from offprint.tasks.recipe import Recipe
@@ -87,7 +87,12 @@ class RoadPictures(Dataset):
     """(image (3, H, W), lane of each pixel (H, W), flags (lanes,)) of roads, turned a little where ``rotation`` is above 0."""
 
     def __init__(
-        self, roads: Sequence[Road], size: tuple[int, int], lanes: int, preprocessing: Mapping[str, Any], rotation: float = 0.0
+        self,
+        roads: Sequence[Road],
+        size: tuple[int, int],
+        lanes: int,
+        preprocessing: Mapping[str, Any],
+        rotation: float = 0.0,
     ):
         self.roads, self.size, self.lanes = list(roads), size, lanes
         self.preprocessing, self.rotation = preprocessing, rotation
@@ -123,7 +128,9 @@ class RoadData(L.LightningDataModule):
         return DataLoader(self.train, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=full)
 
     def val_dataloader(self) -> DataLoader:
-        mine = torch.utils.data.Subset(self.val, range(self.trainer.global_rank, len(self.val), self.trainer.world_size))
+        mine = torch.utils.data.Subset(
+            self.val, range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
+        )
         return DataLoader(mine, self.batch_size, num_workers=self.workers)
 
 
@@ -206,7 +213,9 @@ class Lanes(Result):
 
     def draw(self, path: str | Path) -> Path:
         """A sheet of the pictures with their lanes."""
-        return sheet(path, [(self.overlay(r), f"{Path(r['image']).name}: {len(r['lanes'])}") for r in self.rows[:24]], 2)
+        return sheet(
+            path, [(self.overlay(r), f"{Path(r['image']).name}: {len(r['lanes'])}") for r in self.rows[:24]], 2
+        )
 
 
 def _png(image: Image.Image) -> bytes:
@@ -240,7 +249,9 @@ class LaneDetection(Task):
 
     def prepare(self, job: Job) -> None:
         if job.how.input_size:
-            raise OffprintError("the size of image is the model's: give img_size (--set img_size=HEIGHT,WIDTH) in place of input_size")
+            raise OffprintError(
+                "the size of image is the model's: give img_size (--set img_size=HEIGHT,WIDTH) in place of input_size"
+            )
         job.settled = {"form": job.data.form}
 
     def greeting(self, job: Job) -> Sequence[str]:
@@ -333,7 +344,12 @@ class LaneDetection(Task):
                 progress(text=road.picture.name)
         if scores:
             whole = tusimple_total(scores)
-            figures = {"accuracy": 100 * whole.accuracy, "fp": 100 * whole.fp, "fn": 100 * whole.fn, "pictures": len(scores)}
+            figures = {
+                "accuracy": 100 * whole.accuracy,
+                "fp": 100 * whole.fp,
+                "fn": 100 * whole.fn,
+                "pictures": len(scores),
+            }
             return Figures.of(figures, units=dict.fromkeys(("accuracy", "fp", "fn"), " %"), notes=left_out(roads.notes))
         return self._culane(pairs, iou, workers, roads)
 
@@ -345,20 +361,21 @@ class LaneDetection(Task):
             counts = culane_total(plain, workers, threshold=iou, size=size, width=_pen(size))
         else:  # pictures of several sizes
             counts = {
-                name: _sum(culane_f1(a, b, iou, _pen(size), size) for a, b, size in rows) for name, rows in pairs.items()
+                name: _sum(culane_f1(a, b, iou, _pen(size), size) for a, b, size in rows)
+                for name, rows in pairs.items()
             }
             counts["total"] = _sum(counts.values())
         total = counts.pop("total")
-        rows = [
-            {"category": name, "f1": 100 * c.f1, "tp": c.tp, "fp": c.fp, "fn": c.fn} for name, c in counts.items()
-        ]
+        rows = [{"category": name, "f1": 100 * c.f1, "tp": c.tp, "fp": c.fp, "fn": c.fn} for name, c in counts.items()]
         figures = {
             "f1": 100 * total.f1,
             "precision": 100 * (total.precision or 0.0),
             "recall": 100 * (total.recall or 0.0),
             "tp": total.tp, "fp": total.fp, "fn": total.fn,
         }  # fmt: skip
-        return Figures(rows, figures=figures, units=dict.fromkeys(("f1", "precision", "recall"), " %"), notes=left_out(roads.notes))
+        return Figures(
+            rows, figures=figures, units=dict.fromkeys(("f1", "precision", "recall"), " %"), notes=left_out(roads.notes)
+        )
 
     def predict(
         self, ready: Ready, inputs: Any, *, threshold: float = 0.3, on_error: str = "stop",
@@ -407,7 +424,11 @@ class LaneDetection(Task):
         rows = LaneRows(rows.size, rows.gap, rows.points, rows.from_bottom, threshold)
         found = lanes_by_number(probabilities, exists, rows)
         lanes = [
-            {"number": i, "confidence": round(float(exists[i]), 4), "points": [[float(x), float(y)] for x, y in lane.tolist()]}
+            {
+                "number": i,
+                "confidence": round(float(exists[i]), 4),
+                "points": [[float(x), float(y)] for x, y in lane.tolist()],
+            }
             for i, lane in found.items()
         ]
         return lanes, size, spent

@@ -67,5 +67,8 @@ WORDS = {
         'spatial_attention "0"': "held in test_att_swin_unet_.py",
     },
     "attention_transfer": {"sqrt(5)": "follows from the inputs"},
-    "skin_metrics": {"divisor always 25": "follows from the filter's size", "with a 6x6 square": "one number, said twice"},
+    "skin_metrics": {
+        "divisor always 25": "follows from the filter's size",
+        "with a 6x6 square": "one number, said twice",
+    },
 }

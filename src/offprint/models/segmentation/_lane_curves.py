@@ -74,7 +74,9 @@ def lanes_by_number(
     places = torch.tensor(rows.places(height), device=maps.device)
     ys = torch.tensor(rows.rows(), dtype=torch.float64)
     if int(places.min()) < 0:
-        raise OffprintError(f"{rows.points} points {rows.gap} rows apart do not fit into {rows.size[0]} rows; give fewer")
+        raise OffprintError(
+            f"{rows.points} points {rows.gap} rows apart do not fit into {rows.size[0]} rows; give fewer"
+        )
     found = {}
     for number, lane in zip(wanted, maps[:, places], strict=True):
         value, at = (v.cpu() for v in lane.max(1))

@@ -56,7 +56,9 @@ def draw_lane(points: np.ndarray, size: tuple[int, int], width: int) -> np.ndarr
     if not len(corners):
         return mask[:, :-1].astype(bool)
     steps = np.diff(corners, axis=0)
-    counts = np.maximum(1, 2 * np.ceil(np.abs(steps).max(1))).astype(int)  # at most half a pixel from one pen to the next
+    counts = np.maximum(1, 2 * np.ceil(np.abs(steps).max(1))).astype(
+        int
+    )  # at most half a pixel from one pen to the next
     first = np.repeat(np.arange(len(steps)), counts)
     share = (np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)) / counts[first]
     centres = np.unique(np.r_[corners[first] + share[:, None] * steps[first], corners[-1:]], axis=0)
@@ -217,7 +219,9 @@ def tusimple_accuracy(
     true, said = _by_row(truth, rows, "true"), _by_row(prediction, rows, "predicted")
     thresholds = np.array([NEAR / np.cos(_angle(lane, rows)) for lane in true])
     a, b = (np.where(v >= 0, v, ABSENT) for v in (true, said))
-    right = (np.abs(a[:, None] - b[None]) < thresholds[:, None, None]).mean(2) if len(rows) else np.zeros((len(a), len(b)))
+    right = (
+        (np.abs(a[:, None] - b[None]) < thresholds[:, None, None]).mean(2) if len(rows) else np.zeros((len(a), len(b)))
+    )
     if run_time > MOST_MS or len(said) > len(true) + 2:
         return TusimpleScore(0.0, 0.0, 1.0, thresholds, right)
     best = right.max(1, initial=0.0)

@@ -414,9 +414,7 @@ def clean_mask(mask: np.ndarray, side: int = 6) -> tuple[np.ndarray, np.ndarray]
     return opened, binary_fill_holes(opened, square)
 
 
-def skin_metrics(
-    probabilities: Any, truth: Any, threshold: float = 0.43, side: int = 6
-) -> dict[str, float | None]:
+def skin_metrics(probabilities: Any, truth: Any, threshold: float = 0.43, side: int = 6) -> dict[str, float | None]:
     """Scores of lesion masks as the paper takes them: threshold, opening, holes filled, the pixels of all images pooled.
 
     Args:
@@ -437,7 +435,9 @@ def skin_metrics(
     if not ((p >= 0) & (p <= 1)).all():
         raise OffprintError("probabilities lie from 0 to 1; these do not: take the sigmoid of the logits first")
     if not np.isin(t, (0, 1)).all():
-        raise OffprintError(f"a truth of 0 and 1 was expected, got values such as {np.unique(t)[:4].tolist()}; divide masks of 255")
+        raise OffprintError(
+            f"a truth of 0 and 1 was expected, got values such as {np.unique(t)[:4].tolist()}; divide masks of 255"
+        )
     said, true = np.stack([clean_mask(m, side)[1] for m in p >= threshold]), t.astype(bool)
     tp, fp, fn, tn = (int((a & b).sum()) for a, b in ((said, true), (said, ~true), (~said, true), (~said, ~true)))
 

@@ -48,7 +48,12 @@ __all__ = [
     "culane_f1", "culane_total", "maps_to_lanes", "spline", "tusimple_accuracy", "tusimple_total",
 ]  # fmt: skip
 
-PASSES = {"up_down": (0, False), "down_up": (0, True), "left_right": (1, False), "right_left": (1, True)}  # axis, reverse
+PASSES = {
+    "up_down": (0, False),
+    "down_up": (0, True),
+    "left_right": (1, False),
+    "right_left": (1, True),
+}  # axis, reverse
 LANEDET = {"up_down": "conv_d", "down_up": "conv_u", "left_right": "conv_r", "right_left": "conv_l"}
 
 
@@ -204,7 +209,11 @@ class SCNN(nn.Module):
         if first is not None and maps is not None and len(maps) == self.num_lanes + 1 and first.shape != own.shape:
             cells, known = first.shape[1] // (self.num_lanes + 1), {900: (288, 800), 576: (288, 512)}
             belongs = f"images of {known[cells]}" if cells in known else f"images of {cells} cells of 16 x 16 pixels"
-            again = f"build with img_size={known[cells]}, or" if cells in known else "build with the img_size it was trained at, or"
+            again = (
+                f"build with img_size={known[cells]}, or"
+                if cells in known
+                else "build with the img_size it was trained at, or"
+            )
             raise CheckpointError(
                 f"the file's existence head (fc.0, {tuple(first.shape)}) belongs to {belongs}, the model's {tuple(own.shape)} to "
                 f"{self.img_size}; {again} with fresh_existence=True to load all but that head"
@@ -298,7 +307,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 SIZES = {name: (3, *row["img_size"]) for name, row in VARIANTS.items()}
 PICTURES = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"}
-OWN_PICTURES = {"mean": (0.3598, 0.3653, 0.3662), "std": (0.2573, 0.2663, 0.2756), "interpolation": "bilinear"}  # the authors' file
+OWN_PICTURES = {
+    "mean": (0.3598, 0.3653, 0.3662),
+    "std": (0.2573, 0.2663, 0.2756),
+    "interpolation": "bilinear",
+}  # the authors' file
 _VGG = Weights(
     "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth", "torchvision", "torchvision", "BSD-3-Clause", sha256="6c64b313"
 )  # fmt: skip
