@@ -50,10 +50,12 @@ def convnext(**more):
 
 # -- the registry ----------------------------------------------------------------------------------------------------
 def test_parts_by_kind_and_task():
-    assert offprint.parts("neck") == ["hor_fpn"]
+    assert {"hor_fpn"} <= set(offprint.parts("neck"))
     heads = offprint.parts("head")
     assert heads == sorted(heads) and {"hor_uper", "linear_probe", "mobile_deeplab", "ssdlite"} <= set(heads)
-    assert offprint.parts(task="detection") == ["hor_fpn", "ssdlite"]
+    assert {"hor_fpn", "ssdlite"} <= set(offprint.parts(task="detection")) and "hor_uper" not in offprint.parts(
+        task="detection"
+    )
     assert offprint.parts("backbone") == offprint.list_models(kind="backbone")
     assert (part("ssdlite").paper, part("hor_uper").task) == ("mobilenet-v2", "segmentation")
     for name in offprint.parts():

@@ -7,6 +7,9 @@ erased; the map to learn is the whole lane. The score is the share of hidden lan
 visible ones is told, and how much is told where no lane is, stand beside it.
 
 The data are DRAWN, not real: nothing is said about CULane. The rate of each arm is chosen by the same rule on roads of their own.
+
+Before the setting was committed one run of each arm at the full setting (seed 1000, rate 0.01, the roads that rates are chosen on) showed
+that both learn: 69.9 % of the hidden pixels at once, 73.5 % in turn. Nothing was changed after it; the judged seeds were not run.
 """
 
 from __future__ import annotations
