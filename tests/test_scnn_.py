@@ -318,17 +318,10 @@ def culane(tmp_path_factory):
     for folder in ("list/test_split", "driver", "laneseg_label_w16"):
         (root / folder).mkdir(parents=True)
     lists = {
-<<<<<<< HEAD
-        "train_gt.txt": range(4),
-        "val_gt.txt": (4, 5),
-        "test_split/test0_normal.txt": (6,),
-        "test_split/test7_cross.txt": (7,),
-=======
         "train_gt.txt": range(12),
         "val_gt.txt": (12, 13),
         "test_split/test0_normal.txt": (14,),
         "test_split/test7_cross.txt": (15,),
->>>>>>> w6
     }
     for name, seeds in lists.items():
         lines = []
