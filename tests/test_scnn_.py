@@ -109,6 +109,17 @@ def test_counts_of_the_sheet():
     assert sum(p.numel() for p in MessagePassing().parameters()) == 589_824
 
 
+def test_multiply_adds_of_the_sheet_are_counted_without_computing():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"):
+        model = offprint.create_model("scnn_vgg16_tusimple").eval()
+        x = model.example_input()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    assert round(counter.get_total_flops() / 2e9, 1) == 69.8
+
+
 def test_the_existence_head_reads_probabilities_and_the_network_says_its_size():
     model = SCNN(**SLIM).eval()
     x = torch.randn(2, 3, 32, 64)
