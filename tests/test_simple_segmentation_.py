@@ -156,6 +156,7 @@ def test_mobile_networks_export_with_free_sizes(tmp_path, pre_down):
     sample = torch.randn(1, 3, 128, 192)
     off = export_model(model, tmp_path / "m.pt2", "torch-export", sample=sample, dynamic=("batch", "height", "width"))
     assert off < 1e-4
+    assert export_model(model, tmp_path / "m.onnx", sample=sample, dynamic=("batch", "height", "width")) < 1e-4
     program = torch.export.load(tmp_path / "m.pt2").module()
     x = torch.randn(2, 3, 160, 128)
     assert torch.allclose(program(x), offprint.deploy(model, sample)(x), atol=1e-5)
