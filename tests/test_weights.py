@@ -22,7 +22,7 @@ from offprint.models import checkpoint, hub, registry
 from offprint.models.registry import Weights, entry
 
 RELEASES = [(name, tag) for name in offprint.list_models(pretrained=True) for tag in entry(name).weights]
-PERCENT = {"top1", "top5", "accuracy", "dice", "dice_overlap_0.7"}
+PERCENT = {"top1", "top5", "accuracy", "dice", "dice_overlap_0.7", "miou", "f1_normal", "f1_crowded", "f1_night"}
 
 
 def released(name, tag):
@@ -31,7 +31,11 @@ def released(name, tag):
 
 def dialects(name):
     cls = entry(name).build
-    return {getattr(cls, "native", "authors"), *(d.name for d in getattr(cls, "dialects", ()))}
+    known = getattr(cls, "dialects", ())
+    if isinstance(known, property):  # of a composed model: those of its head
+        with torch.device("meta"):
+            known = offprint.create_model(name).dialects
+    return {getattr(cls, "native", "authors"), *(d.name for d in known)}
 
 
 # -- the table -------------------------------------------------------------------------------------------------------
@@ -53,7 +57,7 @@ def test_entries_are_complete(name):
         usual = w.num_classes in (None, 0, 1000) and "btcv" not in tag and "brats" not in tag
         assert usual == (not w.class_map), tag
         full = entry(name).release(tag)
-        assert full.num_classes is not None or entry(name).task == "restoration"
+        assert full.num_classes is not None or entry(name).task in ("restoration", "lanes")
         assert full.preprocessing is not None and (full.input_size or entry(name).input_size is None)
         if "crop_pct" in full.preprocessing:
             mean, std, crop = (full.preprocessing[k] for k in ("mean", "std", "crop_pct"))
@@ -71,7 +75,10 @@ def test_one_address_is_one_file():
     for name, tag in RELEASES:
         owners.setdefault(released(name, tag).url, []).append((name, tag))
     for url, rows in owners.items():
-        forms = {json.dumps({k: v for k, v in entry(n).kwargs.items() if k != "num_classes"}) for n, _ in rows}
+        forms = {
+            json.dumps({k: v for k, v in entry(n).kwargs.items() if k not in ("num_classes", "pre_down")})
+            for n, _ in rows
+        }
         assert len(forms) == 1 and len({n for n, _ in rows}) == len(rows), url
 
 
@@ -185,7 +192,7 @@ def _mmpretrain(name, tag):
 
 
 FILES = {"timm": _peer, "torchvision": _peer, "monai": _monai, "monai-ssl": _ssl, "simmim": _simmim, "cadene": _cadene,
-         "authors": _authors_names, "mmpretrain": _mmpretrain,
+         "authors": _authors_names, "scnn_pytorch": lambda name, tag: _own(name, tag), "mmpretrain": _mmpretrain,
          "facenet": lambda name, tag: _own(name, tag, num_classes=8631)}  # fmt: skip
 
 

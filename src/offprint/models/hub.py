@@ -125,15 +125,41 @@ def fetch(model: str, tag: bool | str = True, progress: bool = True) -> Path:
 
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
+    address, _, member = weights.url.partition("#")  # ARCHIVE.zip#FILE: one file of an archive
     try:
-        torch.hub.download_url_to_file(weights.url, str(part), progress=progress)
+        torch.hub.download_url_to_file(address, str(part), progress=progress)
         verify(part, weights.sha256)
+        if member:
+            _unpack(part, member)
         os.replace(part, target)
     except (URLError, OSError, RuntimeError) as error:
         raise CheckpointError(f"could not fetch {weights.url} ({error}); {by_hand}") from error
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def _unpack(file: Path, member: str) -> None:
+    """Put one file of a zip archive in the archive's place.
+
+    Raises:
+        CheckpointError: no archive, or it lacks that file.
+    """
+    import shutil
+    import zipfile
+
+    taken = file.with_name(f"{file.name}.taken")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if member not in archive.namelist():
+                raise CheckpointError(f"the archive holds no {member!r}; it holds {', '.join(archive.namelist()[:8])}")
+            with archive.open(member) as inside, taken.open("wb") as out:
+                shutil.copyfileobj(inside, out)
+        os.replace(taken, file)
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"what was fetched is no zip archive ({error})") from error
+    finally:
+        taken.unlink(missing_ok=True)
 
 
 def __getattr__(name: str):

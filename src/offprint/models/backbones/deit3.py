@@ -217,9 +217,9 @@ def _released(name: str) -> dict[str, Weights]:
         for tag, file in files.items()
     }  # fmt: skip
     return {
+        **own,
         "fb_in22k_ft_in1k": timm(f"{name}.fb_in22k_ft_in1k", side, *after, crop=1.0),
         "fb_in1k": timm(f"{name}.fb_in1k", side, *alone, crop=crop),
-        **own,
     }
 
 

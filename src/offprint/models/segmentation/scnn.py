@@ -312,9 +312,6 @@ OWN_PICTURES = {
     "std": (0.2573, 0.2663, 0.2756),
     "interpolation": "bilinear",
 }  # the authors' file
-_VGG = Weights(
-    "https://download.pytorch.org/models/vgg16_bn-6c64b313.pth", "torchvision", "torchvision", "BSD-3-Clause", sha256="6c64b313"
-)  # fmt: skip
 WEIGHTS = {
     "scnn_vgg16_culane": {
         "culane": Weights(
@@ -322,9 +319,7 @@ WEIGHTS = {
             metrics={"culane": {"f1_normal": 90.26, "f1_crowded": 68.23, "f1_night": 65.32}},
             metrics_source="harryhan618/SCNN_Pytorch README",
         ),
-        "vgg16_bn": _VGG,
     },
-    "scnn_vgg16_tusimple": {"vgg16_bn": _VGG},
 }  # fmt: skip
 RECIPE = {
     "optimizer": "nesterov", "lr": 0.16, "reference_batch": 128, "batch_size": 128, "momentum": 0.9, "weight_decay": 1e-3,

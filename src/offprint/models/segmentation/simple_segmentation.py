@@ -513,7 +513,12 @@ def _networks() -> Iterator[tuple[str, dict[str, Any], tuple[int, ...], dict[str
             kwargs = {**BACKBONES[depth], "up": up, "head": head, "mode": "nearest" if mobile else "bilinear"}
             kwargs |= {"down": True} if down else {}
             half = bool(mobile) and not down  # its input is the halved image
-            stated = {"num_classes": 19, "metrics": {"cityscapes": {"miou": miou}}, "metrics_source": _README}
+            stated = {
+                "num_classes": 19,
+                "metrics": {"cityscapes": {"miou": miou}},
+                "metrics_source": _README,
+                "class_map": "cityscapes",
+            }
             weights = _released(depth, letters, "cityscapes", **stated)
             yield name, kwargs, (3, 512, 1024) if half else (3, 1024, 2048), weights
             if half:
@@ -534,6 +539,7 @@ _IMAGENET_RECIPE = {  # README; batch 128 on each of 8
     "optimizer": "rmsprop_tf", "eps": 1e-3, "lr": 0.048 / 768 * 1024, "reference_batch": 1024, "weight_decay": 4e-5, "epochs": 150,
     "batch_size": 1024, "schedule": "step", "decay_rate": 0.93, "decay_epochs": 2, "warmup_lr": 1e-6, "drop_rate": 0.2,
     "ema_decay": 0.9999, "auto_augment": "rand-m9-mstd0.5", "random_erasing": 0.3,
+    "data": "ImageNet-1K",
 }  # fmt: skip
 _CITYSCAPES_RECIPE = {  # from memory: SGD with momentum on large crops; the paper's own table was not looked up
     "optimizer": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 5e-4, "epochs": 150, "batch_size": 8, "warmup_epochs": 0,
