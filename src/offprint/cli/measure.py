@@ -102,16 +102,6 @@ def _plot(file: Path, result, draw) -> Path:
     return atomic_write(file, buffer.getvalue())
 
 
-def _figure_png(file: Path, figure) -> Path:
-    import io
-
-    from offprint.files import atomic_write
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return atomic_write(file, buffer.getvalue())
-
-
 def _json(file: Path, rows) -> Path:
     import json
 
@@ -160,6 +150,7 @@ def erf(
     from offprint.errors import OffprintError
     from offprint.methods.understanding._subjects import open_subject, pictures, prepared
     from offprint.methods.understanding.large_kernel_design import comparable, effective_receptive_field
+    from offprint.tasks.results import finish
 
     try:
         shares = [float(t) for t in thresholds.split(",") if t.strip()]
@@ -199,7 +190,7 @@ def erf(
         row.draw(axis)
     file = output or _stem("erf", model).with_suffix(".png")
     written = _json(file.with_suffix(".json"), [{**row.plain(), "pictures": what} for row in found])
-    say(f"{_figure_png(file, figure)}, {written}")
+    say(f"{finish(figure, file)}, {written}")
 
 
 @measure.command("shape-bias")

@@ -11,16 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 
-from offprint.data.images import EpochSampler, Seeded
 from offprint.data.lanes import Road, Roads, lane_map, open_lanes
 from offprint.data.masks import colour_of
 from offprint.data.reading import read_picture
@@ -41,6 +39,7 @@ from offprint.models.segmentation.scnn import (
     tusimple_total,
 )
 from offprint.tasks.contract import Job, Ready, Task, register_task
+from offprint.tasks.loaders import SeededLoaders
 from offprint.tasks.pictures import left_out, pictures_in
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result, sheet
@@ -111,27 +110,6 @@ class RoadPictures(Dataset):
             image = v2.functional.rotate(image, angle, InterpolationMode.BILINEAR)
             target = v2.functional.rotate(target[None], angle, InterpolationMode.NEAREST)[0]
         return image, target, torch.from_numpy(flags)
-
-
-class RoadData(L.LightningDataModule):
-    """Loaders whose order and turns depend on (seed, epoch) alone."""
-
-    def __init__(self, train: RoadPictures, val: RoadPictures, batch_size: int, workers: int, seed: int):
-        super().__init__()
-        self.train, self.val = Seeded(train, seed), val
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-
-    def train_dataloader(self) -> DataLoader:
-        t = self.trainer
-        sampler = EpochSampler(len(self.train), t.current_epoch, self.seed, t.global_rank, t.world_size)
-        full = len(sampler) >= self.batch_size
-        return DataLoader(self.train, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=full)
-
-    def val_dataloader(self) -> DataLoader:
-        mine = torch.utils.data.Subset(
-            self.val, range(self.trainer.global_rank, len(self.val), self.trainer.world_size)
-        )
-        return DataLoader(mine, self.batch_size, num_workers=self.workers)
 
 
 class LaneTraining(RecipeTask):
@@ -270,12 +248,13 @@ class LaneDetection(Task):
     def module(self, job: Job) -> LaneTraining:
         return LaneTraining(job.network, job.how, job.run.seed)
 
-    def loaders(self, job: Job) -> RoadData:
+    def loaders(self, job: Job) -> SeededLoaders:
         n, d = job.network, job.data
         pictures = job.how.pictures(job.entry.preprocessing)
         train = RoadPictures(d.train, n.img_size, n.num_lanes, pictures, job.how.rotation)
         val = RoadPictures(d.val, n.img_size, n.num_lanes, pictures)
-        return RoadData(train, val, min(job.how.batch_size, len(train)), job.run.workers, job.run.seed)
+        size = min(job.how.batch_size, len(train))
+        return SeededLoaders(train, val, size, job.run.workers, job.run.seed, val_batch_size=size)
 
     def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
         return {"lane_iou": fitted.best}

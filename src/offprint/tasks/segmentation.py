@@ -9,17 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
-from offprint.data.images import EpochSampler, Seeded
 from offprint.data.masks import IGNORE, Classes, MaskedPictures, MaskSplits, colour_of, open_masks
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError, unknown
@@ -29,6 +26,7 @@ from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
 from offprint.nn.region_losses import LOSSES, region_loss
 from offprint.tasks.contract import Job, Ready, Task, register_task
+from offprint.tasks.loaders import SeededLoaders
 from offprint.tasks.pictures import left_out, pictures_in
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result, sheet
@@ -227,27 +225,6 @@ class _Evaluated:
 
     def __call__(self, picture, mask) -> tuple[Tensor, Tensor]:
         return self.last(picture.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).long()
-
-
-class MaskData(L.LightningDataModule):
-    """Loaders whose order and augmentation depend on (seed, epoch) alone; held-out pictures one by one, whole."""
-
-    def __init__(self, train: MaskedPictures, val: MaskedPictures, batch_size: int, workers: int, seed: int):
-        super().__init__()
-        self.train, self.val = Seeded(train, seed), val
-        self.batch_size, self.workers, self.seed = batch_size, workers, seed
-
-    def train_dataloader(self) -> DataLoader:
-        t = self.trainer
-        sampler = EpochSampler(len(self.train), t.current_epoch, self.seed, t.global_rank, t.world_size)
-        full = len(sampler) >= self.batch_size
-        return DataLoader(self.train, self.batch_size, sampler=sampler, num_workers=self.workers, drop_last=full)
-
-    def val_dataloader(self) -> DataLoader:
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        return DataLoader(
-            torch.utils.data.Subset(self.val, range(rank, len(self.val), world)), 1, num_workers=self.workers
-        )
 
 
 class Segmentation(RecipeTask):
@@ -496,11 +473,11 @@ class ImageSegmentation(Task):
             )
         return Segmentation(job.network, job.how, job.run.seed, job.data.classes, job.settled)
 
-    def loaders(self, job: Job) -> MaskData:
+    def loaders(self, job: Job) -> SeededLoaders:
         preprocessing, channels = job.how.pictures(job.entry.preprocessing), getattr(job.network, "in_chans", 3)
         classes, train, val = job.data.classes, job.data.train, job.data.val
         prepared = _Prepared(_side(job), preprocessing, job.how, classes.ignore, channels, tuple(job.settled["scale"]))
-        return MaskData(
+        return SeededLoaders(
             MaskedPictures(train.pairs, classes, prepared), MaskedPictures(val.pairs, classes, _Evaluated(preprocessing, channels)),
             min(job.how.batch_size, len(train)), job.run.workers, job.run.seed,
         )  # fmt: skip
