@@ -252,10 +252,13 @@ def test_folders_with_faults_are_rated_but_for_those(folder, tmp_path):
         ready.predict(files)
 
 
-def test_a_picture_beyond_four_megapixels_is_rated_in_pieces(tmp_path):
+def test_a_picture_too_large_for_one_piece_is_rated_in_several(tmp_path, monkeypatch):
+    from offprint.tasks import quality
     from offprint.tasks.contract import Ready, by_name
 
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (1100, 4000, 3), np.uint8)).save(tmp_path / "wide.png")
+    monkeypatch.setattr(quality, "WHOLE", 10_000)
+    monkeypatch.setattr(quality, "PIECE", 64)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 250, 3), np.uint8)).save(tmp_path / "wide.png")
     found = Ready(by_name("quality"), small(), "small").predict(tmp_path / "wide.png")
     assert "the mean of 8 pieces" in found.notes[0] and np.isfinite(found[0]["score"])
 
@@ -264,10 +267,11 @@ def test_what_a_model_cannot_learn_from_is_said_before_training(folder, tmp_path
     with pytest.raises(DataError, match="columns 1 to 10"):
         offprint.train("topiq_iaa_resnet50", folder, tmp_path / "a", **{**FAST, "model_options": SMALL})
     text = (folder / "scores.csv").read_text().splitlines()
-    lines = [f"{row.rsplit(',', 2)[0]},1,2,3" for row in text[1:]]
+    lines = [f"{row.rsplit(',', 2)[0]},1,2,{3 + i}" for i, row in enumerate(text[1:])]
     (folder / "counts.csv").write_text("\n".join(["image,1,2,3", *lines]))
     data = open_opinions(folder / "counts.csv")
-    assert data.train[0].counts == (1.0, 2.0, 3.0) and data.train[0].score == pytest.approx(14 / 6)
+    first = next(o for o in (*data.train, *data.val) if o.counts[2] == 3)
+    assert first.counts == (1.0, 2.0, 3.0) and first.score == pytest.approx(14 / 6)
     (folder / "counts.csv").unlink()
 
 

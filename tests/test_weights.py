@@ -23,6 +23,7 @@ from offprint.models.registry import Weights, entry
 
 RELEASES = [(name, tag) for name in offprint.list_models(pretrained=True) for tag in entry(name).weights]
 PERCENT = {"top1", "top5", "accuracy", "dice", "dice_overlap_0.7", "miou", "f1_normal", "f1_crowded", "f1_night"}
+RANGES = {"psnr_y": (20, 45), "ssim_y": (0.5, 1), "plcc": (0.5, 1), "srcc": (0.5, 1), "krcc": (0.5, 1)}
 
 
 def released(name, tag):
@@ -50,7 +51,7 @@ def test_entries_are_complete(name):
         assert bool(w.metrics) == bool(w.metrics_source), tag
         for row in w.metrics.values():
             for metric, value in row.items():
-                low, high = (60, 100) if metric in PERCENT else {"psnr_y": (20, 45), "ssim_y": (0.5, 1)}[metric]
+                low, high = (60, 100) if metric in PERCENT else RANGES[metric]
                 assert low < value < high, (tag, metric)
             assert row.get("top5", 100) > row.get("top1", 0), tag
         assert w.average in ("", "ema", "raw"), tag

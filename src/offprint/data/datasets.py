@@ -73,6 +73,7 @@ _STATED = "not stated"
 _RESEARCH = "non-commercial research"
 _IMAGENET = ("ImageNet", "image-net.org", _RESEARCH)
 _PICTURE = "a picture and its class"
+_RATED_PICTURE, _COPY = "a picture and its mean score", "a distorted picture, its original and its mean score"
 _NODE, _PAIR = "a node of one graph, with features and a class", "a user and an item that it used"
 _LIGHTGCN = "github.com/gusye1234/LightGCN-PyTorch, data/"
 _ULTRAGCN = "github.com/xue-pai/UltraGCN, data/"
@@ -198,6 +199,17 @@ SETS = (
     _named("lfw", "Labeled Faces in the Wild", "vis-www.cs.umass.edu/lfw", _STATED, "verification", "two pictures of faces"),
     _named("market1501", "Market-1501", "zheng-lab.cecs.anu.edu.au/Project/project_reid.html", _STATED, "re-identification", "a picture of a person"),
     _named("dukemtmc", "DukeMTMC-reID", "withdrawn by its makers", _STATED, "re-identification", "a picture of a person"),
+    # -- pictures that people rated
+    _named("koniq10k", "KonIQ-10k", "database.mmsp-kn.de/koniq-10k-database.html", _STATED, "quality", _RATED_PICTURE),
+    _named("live-c", "LIVE in the Wild (Challenge)", "live.ece.utexas.edu/research/ChallengeDB", _STATED, "quality", _RATED_PICTURE),
+    _named("flive", "FLIVE (PaQ-2-PiQ)", "github.com/niu-haoran/FLIVE_Database", _STATED, "quality", _RATED_PICTURE),
+    _named("spaq", "SPAQ", "github.com/h4nwei/SPAQ", _STATED, "quality", _RATED_PICTURE),
+    _named("kadid10k", "KADID-10k", "database.mmsp-kn.de/kadid-10k-database.html", _STATED, "quality", _COPY),
+    _named("csiq", "CSIQ", "s2.smu.edu/~eclarson/csiq.html", _STATED, "quality", _COPY),
+    _named("live-iqa", "LIVE Image Quality Assessment", "live.ece.utexas.edu/research/quality", _STATED, "quality", _COPY),
+    _named("tid2008", "TID2008", "ponomarenko.info/tid2008.htm", _STATED, "quality", _COPY),
+    _named("tid2013", "TID2013", "ponomarenko.info/tid2013.htm", _STATED, "quality", _COPY),
+    _named("ava", "AVA, aesthetics", "github.com/imfing/ava_downloader", _STATED, "quality", "a picture and the counts of its scores"),
 )  # fmt: skip
 _BY_NAME = {name: found for found in SETS for name in (found.id, *found.aliases)}
 

@@ -63,17 +63,19 @@ def logistic_fit(said: Sequence[float], truth: Sequence[float]) -> np.ndarray:
     from scipy.special import expit
 
     x, y = (np.asarray(v, np.float64).ravel() for v in (said, truth))
-    spread = float(x.std()) or 1.0
+    if np.ptp(x) == 0:
+        return np.full_like(y, y.mean())
+    spread = float(x.std())
     unit = (x - x.mean()) / spread
     curve = lambda v, b1, b2, b3, b4: b2 + (b1 - b2) * expit((v - b3) / (abs(b4) + 1e-9))  # noqa: E731
-    rising = np.corrcoef(x, y)[0, 1] >= 0 if np.ptp(x) and np.ptp(y) else True
+    rising = np.ptp(y) == 0 or np.corrcoef(x, y)[0, 1] >= 0
     ends = (y.max(), y.min()) if rising else (y.min(), y.max())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", OptimizeWarning)
             found, _ = curve_fit(curve, unit, y, p0=[*ends, 0.0, 1.0], maxfev=20_000)
         fitted = curve(unit, *found)
-    except RuntimeError:
+    except (RuntimeError, TypeError):  # it does not converge, or there are fewer points than parameters
         fitted = np.full_like(y, np.nan)
     line = np.polyval(np.polyfit(unit, y, 1), unit)
     better = np.isfinite(fitted).all() and ((fitted - y) ** 2).sum() <= ((line - y) ** 2).sum()
