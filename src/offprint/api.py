@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import Any
 
+from offprint.methods import registry as methods_registry
+from offprint.methods.registry import method, methods
 from offprint.models import registry
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry, list_models
@@ -26,9 +30,11 @@ from offprint.tasks.folder import is_run, read_about
 
 registry.add_room("offprint.methods")
 contract.add_room("offprint.methods", ending="_task")
-for _found in entry_points(group="offprint.rooms"):  # packages of models and tasks from outside
+contract.methods_are(methods_registry.resolve)
+for _found in entry_points(group="offprint.rooms"):  # packages of models, tasks and methods from outside
     registry.add_room(_found.value)
     contract.add_room(_found.value)
+    methods_registry.add_room(_found.value)
 
 __all__ = [
     "choices",
@@ -39,6 +45,8 @@ __all__ = [
     "find",
     "list_models",
     "load_run",
+    "method",
+    "methods",
     "models_of",
     "predict",
     "tasks",
@@ -55,9 +63,14 @@ def models_of(task: str) -> list[str]:
 
 
 def choose_for_training(
-    model: str, task: str | None = None, neck: str | None = None, head: str | None = None
+    model: str,
+    task: str | None = None,
+    neck: str | None = None,
+    head: str | None = None,
+    methods: Sequence[Any] = (),
 ) -> tuple[Task, Entry]:
     """The task that ``train`` would run for a model, or for the folder of a run, and the model that would be trained."""
+    task = contract.task_with(task, contract.resolve_methods(methods))
     if is_run(model):
         about = read_about(model)
         task = task or about["task"]

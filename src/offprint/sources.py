@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent
 FRAME = frozenset(
     "offprint offprint.api offprint.errors offprint.files offprint.sources offprint.report offprint.reproduction offprint.proofs offprint.ledger "
     "offprint.catalog offprint.catalog.evidence offprint.models.hub offprint.models.sharing offprint.models.registry "
-    "offprint.tasks.contract offprint.tasks.folder offprint.tasks.settings offprint.tasks.results offprint.data.home "
+    "offprint.methods.registry offprint.tasks.hooks offprint.tasks.contract offprint.tasks.folder offprint.tasks.settings offprint.tasks.results offprint.data.home "
     "offprint.data.datasets".split()
 )
 

@@ -28,6 +28,9 @@ def _train(
     ),
     neck: str = typer.Option(None, help="A neck to set on a backbone; see 'offprint tasks'."),
     head: str = typer.Option(None, help="A head to set on a backbone."),
+    method: list[str] = typer.Option(
+        [], "--method", help="NAME or NAME:KEY=VALUE,... of 'offprint methods'; may be repeated."
+    ),
     output: cli.Out = Path("runs/train"),
     set_: cli.Set = [],  # noqa: B006 (Typer reads the default, nobody changes it)
     option: cli.ModelOption = [],  # noqa: B006
@@ -49,12 +52,14 @@ def _train(
 
     from offprint.api import choose_for_training, train
 
-    chosen, start = choose_for_training(model, task, neck, head)
+    own, methods = _of_the_task(task, method)
+    chosen, start = choose_for_training(model, task, neck, head, methods)
     recipe = chosen.recipe(start, stage, {})
     fields = {f.name: f.default for f in dataclasses.fields(recipe)}
     plain, options, fields_given = cli.split_words(ctx.args, chosen.offers(), "train", chosen.name, fields)
     if plain:
         raise typer.BadParameter(f"unexpected {' '.join(plain)!r}; data are given with --data")
+    options = {**own, **options}
     short = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "input_size": size}
     overrides = {**parse_overrides(set_), **fields_given, **{k: v for k, v in short.items() if v is not None}}
     if lr is not None and "reference_batch" in fields:
@@ -65,11 +70,23 @@ def _train(
     quiet_lightning()
     done = train(
         model, data, output, task=task, stage=stage, recipe=overrides, options=options, model_options=parse_overrides(option),
-        neck=neck, head=head, pretrained=pretrained, checkpoint=checkpoint, say=say, run=run,
+        neck=neck, head=head, pretrained=pretrained, checkpoint=checkpoint,
+        methods=methods or None, say=say, run=run,
     )  # fmt: skip
     if done.leader:
         for line in done.lines:
             say(line)
+
+
+def _of_the_task(task: str | None, given: list[str]) -> tuple[dict[str, str], list[str]]:
+    """What of ``--method`` is the choice of that name of a task (``--task pretraining --method simmim``), and what names methods."""
+    from offprint import api
+
+    if task is None or "method" not in api.contract.by_name(task).offers():
+        return {}, given
+    known = api.methods()
+    own = [word for word in given if word.partition(":")[0] not in known]
+    return ({"method": own[-1]} if own else {}), [word for word in given if word not in own]
 
 
 train = cli.with_run(_train)

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from offprint.errors import OffprintError, unknown
 from offprint.models.registry import Entry, entry
 from offprint.tasks.folder import SETTINGS, WEIGHTS, RunFolder, is_run, read_about
+from offprint.tasks.hooks import Hooks, distinct, reshaped
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result
 from offprint.tasks.settings import Run
@@ -48,6 +49,7 @@ class Job:
         options: what :meth:`Task.open` is told of the data.
         model_options: arguments of the model.
         pretrained, checkpoint: where the weights come from.
+        methods: what acts on this training (see :mod:`offprint.tasks.hooks`).
         say: told what was found, before the work begins.
         how: the recipe in use.
         settled: what the task has decided for this run.
@@ -66,6 +68,7 @@ class Job:
     checkpoint: str | None = None
     callbacks: Sequence[Callback] = ()
     say: Callable[[str], None] = lambda text: None
+    methods: Sequence[Hooks] = ()
     how: Any = None
     settled: dict[str, Any] = field(default_factory=dict)
     data: Any = None
@@ -148,6 +151,7 @@ class Task:
         does: completes "MODEL ...": ``"classifies pictures"``.
         goal, mode: the logged value that says which epoch is kept, and whether more (``max``) or less (``min``) is better.
         made: files that a run of this task leaves besides those of every run.
+        own_loop: it trains by a loop of its own, on which methods cannot act.
     """
 
     name = ""
@@ -155,6 +159,7 @@ class Task:
     goal = ""
     mode = "max"
     made: tuple[str, ...] = ()
+    own_loop = False
 
     # --- which models, and how they are trained
 
@@ -237,14 +242,23 @@ class Task:
         if hasattr(job.how, "patience"):  # a stop rule of the paper's own
             job.how = job.how if job.run.patience is None else dataclasses.replace(job.how, patience=job.run.patience)
             job.run = job.run.but(patience=int(job.how.patience))
+        for method in job.methods:
+            method.settle(job)
         about_data = choices(self.open)
         job.data = self.open(job.source, seed=job.run.seed, **{k: v for k, v in job.options.items() if k in about_data})
         self.prepare(job, **{k: v for k, v in job.options.items() if k not in about_data})
+        for method in job.methods:
+            method.data(job)
         for line in (*_stage_words(job), *self.greeting(job)):
             job.say(line)
         torch.manual_seed(job.run.seed)
-        job.network = self.build(job)
+        named, job.model = job.model, reshaped(job.entry, job.methods)
+        try:
+            job.network = self.build(job)
+        finally:
+            job.model = named
         about = {"task": self.name, "model": job.model, "stage": job.stage,
+                 "methods": [method.record() for method in job.methods],
                  "options": job.model_options, "recipe": dataclasses.asdict(job.how), "seed": job.run.seed,
                  "started_from": str(job.pretrained or job.checkpoint or ""), **self.about(job)}  # fmt: skip
         told = {"source": str(job.source)[:300], "data_options": _plain(job.options)}
@@ -255,14 +269,21 @@ class Task:
             return Trained(job.folder.path, job.model, self.name, done, self.lines(done, Path(job.out)))
         from offprint.tasks.running import fit
 
+        for method in job.methods:
+            method.network(job)
+        module, loaders, callbacks = self.module(job), self.loaders(job), [*self.callbacks(job)]
+        for method in job.methods:
+            module, loaders = method.module(job, module), method.loaders(job, loaders)
+            callbacks += method.callbacks(job)
         fitted = fit(
-            self.module(job), self.loaders(job), job.folder, job.run, [*self.callbacks(job), *job.callbacks],
-            goal=self.goal, mode=self.mode, every=self.every(job),
+            module, loaders, job.folder, job.run, [*callbacks, *job.callbacks], goal=self.goal, mode=self.mode, every=self.every(job)
         )  # fmt: skip
         leader = fitted.trainer.is_global_zero
         job.network.load_state_dict(fitted.state)
+        told_by_methods = {m.name: dict(found) for m in reversed(job.methods) if (found := m.finish(job))}
         job.network.to("cpu").eval()
         figures = self.finish(job, fitted)
+        figures |= {"methods": told_by_methods} if told_by_methods else {}
         figures |= {
             "epochs": fitted.trainer.current_epoch,
             "weights": str(job.folder / WEIGHTS),
@@ -458,6 +479,7 @@ def train(
     pretrained: bool | str = False,
     checkpoint: str | None = None,
     callbacks: Sequence[Callback] = (),
+    methods: Sequence[Any] | None = None,
     say: Callable[[str], None] | None = None,
     run: Run | None = None,
     **settings: Any,
@@ -476,6 +498,8 @@ def train(
         neck, head: parts to set on a backbone (see :func:`offprint.models.parts.parts`): short for ``BACKBONE+NECK+HEAD``.
         pretrained, checkpoint: weights to start from: released ones, or a file.
         callbacks: Lightning's, besides those of every run.
+        methods: what acts on the training (``offprint methods``): ``"gradient-noise"``, ``"gradient-noise:eta=0.3,seed=1"``,
+            ``{"name": "gradient-noise", "eta": 0.3}``, or objects of them. ``None`` is none, and on resume those of the run.
         say: called with lines about what was found in the data.
         run, **settings: see :class:`~offprint.tasks.settings.Run`.
 
@@ -486,28 +510,77 @@ def train(
         OffprintError: something given cannot be used; said before any work.
         NonFiniteLoss: the loss was lost; the last good checkpoint stays.
     """
-    start = str(model)
+    start, how = str(model), (run or Run()).but(**settings)
     model_options = dict(model_options or {})
+    restored = methods is None and how.resume and is_run(out)
+    acting = list(methods_of(read_about(out)) if restored else resolve_methods(methods or ()))
     if is_run(start):
         about = read_about(start)
+        given = {method.name for method in acting}
+        acting = [*(m for m in methods_of(about) if m.reshapes and m.name not in given), *acting]
         if not (Path(model) / WEIGHTS).is_file():
             raise OffprintError(f"{model} holds a run that has not finished, so there are no weights to start from")
         start, inherited = by_name(task or about["task"]).inherit(about)
         task, model_options = task or about["task"], {**inherited, **model_options}
         checkpoint = checkpoint or str(Path(model) / WEIGHTS)
     start = "+".join(filter(None, (start, neck, head)))
-    chosen = choose(start, task)
+    chosen = choose(start, task_with(task, acting))
     if pretrained and checkpoint:
         raise OffprintError("pretrained and checkpoint were both given; choose one source of weights")
+    if acting and chosen.own_loop:
+        raise OffprintError(
+            f"the task {chosen.name} trains by a loop of its own, on which methods cannot act; leave "
+            f"{', '.join(method.name for method in acting)} out"
+        )
+    for method in acting:
+        options = {**method.choices(), **(options or {})}
     known = chosen.offers()
     for name in options or {}:
         if name not in known:
             raise unknown(f"option of the task {chosen.name}", name, known)
+    told = say or (lambda text: None)
+    if restored and acting:
+        told(f"methods of the run: {', '.join(method.name for method in acting)}")
     job = Job(
-        start, data, Path(out), (run or Run()).but(**settings), stage, dict(recipe or {}), dict(options or {}), model_options,
-        pretrained, checkpoint, tuple(callbacks), say or (lambda text: None),
+        start, data, Path(out), how, stage, dict(recipe or {}), dict(options or {}), model_options,
+        pretrained, checkpoint, tuple(callbacks), told, tuple(acting),
     )  # fmt: skip
     return chosen.train(job)
+
+
+_resolvers: list[Callable[[Sequence[Any]], list[Hooks]]] = []
+
+
+def methods_are(resolve: Callable[[Sequence[Any]], list[Hooks]]) -> None:
+    """Let ``resolve`` say what methods given by name, text or mapping are, and refuse those that exclude each other."""
+    _resolvers[:] = [resolve]
+
+
+def resolve_methods(given: Sequence[Any]) -> list[Hooks]:
+    """Methods as objects, in the order given."""
+    if isinstance(given, str):
+        given = [given]
+    found = _resolvers[0](given) if _resolvers else list(given)
+    distinct(found)
+    return found
+
+
+def methods_of(about: Mapping[str, Any]) -> list[Hooks]:
+    """The methods of a run, from what its folder says."""
+    return resolve_methods(about.get("methods", ()))
+
+
+def task_with(task: str | None, methods: Sequence[Hooks]) -> str | None:
+    """The task of a run: the one that is wanted, or the one that a method brings.
+
+    Raises:
+        OffprintError: they are two.
+    """
+    for method in methods:
+        if method.task and task not in (None, method.task):
+            raise OffprintError(f"{method.name} brings the task {method.task}, but {task} was asked for; leave one out")
+        task = method.task or task
+    return task
 
 
 def load_run(folder: str | Path) -> Ready:
@@ -522,7 +595,12 @@ def load_run(folder: str | Path) -> Ready:
         raise OffprintError(
             f"{folder} holds a run that has not finished; resume it with the command that began it (offprint train --out {folder})"
         )
-    return by_name(about["task"]).ready(folder, about)
+    task, methods = by_name(about["task"]), methods_of(about)
+    if not any(method.reshapes for method in methods):
+        return task.ready(folder, about)
+    ready = task.ready(folder, {**about, "model": reshaped(entry(about["model"]), methods)})
+    ready.name, ready.about = about["model"], about
+    return ready
 
 
 def find(

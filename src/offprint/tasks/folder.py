@@ -168,7 +168,7 @@ def changed(before: Mapping[str, Any], about: Mapping[str, Any], free: Container
     for name, value in about.items():
         if name in free:
             continue
-        old = before.get(name)
+        old = before.get(name, [] if name == "methods" else None)  # runs of version 0.2 say nothing of methods
         if isinstance(value, dict) and isinstance(old, dict):
             inner = [k for k in {**old, **value} if k not in free and old.get(k) != value.get(k)]
             found += [f"{name} ({', '.join(sorted(inner))})"] if inner else []

@@ -67,6 +67,7 @@ class ForwardLearning(Task):
 
     name = "forward-learning"
     does = "learns the nodes or links of a graph layer by layer"
+    own_loop = True
 
     def recipe(self, spec: Entry, stage: str = "training", overrides: Mapping[str, Any] | None = None) -> ForwardRecipe:
         return ForwardRecipe.of(spec, overrides or {})

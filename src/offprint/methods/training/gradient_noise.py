@@ -16,18 +16,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offprint.errors import OffprintError, unknown
+from offprint.methods.registry import Method, register_method
 from offprint.models.registry import register
 
 
 def noise_std(t: int, eta: float = 0.01, gamma: float = 0.55) -> float:
     """Standard deviation of the noise of update ``t`` (0 at the first): the square root of eta / (1 + t)^gamma."""
     return math.sqrt(eta / (1 + t) ** gamma)
+
+
+def check_noise(eta: float, gamma: float, clip_norm: float | None, fixed_std: float | None) -> None:
+    """Refuse settings of the noise that cannot be."""
+    for name, value in (("eta", eta), ("gamma", gamma), ("fixed_std", fixed_std)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise OffprintError(f"{name}={value!r}; it must be a finite number, not negative")
+    if clip_norm is not None and not clip_norm > 0:
+        raise OffprintError(f"clip_norm={clip_norm!r}; it must be above 0, or None for no clipping")
 
 
 class GradientNoise:
@@ -54,11 +66,7 @@ class GradientNoise:
         clip_norm: float | None = None,
         fixed_std: float | None = None,
     ):
-        for name, value in (("eta", eta), ("gamma", gamma), ("fixed_std", fixed_std)):
-            if value is not None and not (math.isfinite(value) and value >= 0):
-                raise OffprintError(f"{name}={value!r}; it must be a finite number, not negative")
-        if clip_norm is not None and not clip_norm > 0:
-            raise OffprintError(f"clip_norm={clip_norm!r}; it must be above 0, or None for no clipping")
+        check_noise(eta, gamma, clip_norm, fixed_std)
         self.optimizer, self.eta, self.gamma, self.seed = optimizer, eta, gamma, seed
         self.clip_norm, self.fixed_std, self.t = clip_norm, fixed_std, 0
 
@@ -118,6 +126,7 @@ class GradientNoise:
         self.t, self.seed = state["t"], state["seed"]
 
 
+@cache
 def _callback():
     from lightning.pytorch.callbacks import Callback
 
@@ -156,6 +165,48 @@ def __getattr__(name: str):
         globals()[name] = _callback()
         return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@register_method
+@dataclass(kw_only=True)
+class GradientNoiseMethod(Method):
+    """Gradient noise in any training: ``offprint train --method gradient-noise:eta=0.3``.
+
+    Where the recipe clips gradients, the method clips instead of it, before the noise.
+
+    Args:
+        eta: variance of the first update's noise: 0.01 for plain SGD, 1.0 with clipping for recurrent and memory models.
+        gamma: how fast the variance decays.
+        seed: the noise is a function of it, the update and the parameter; default that of the run.
+        clip_norm: clip the global norm of the gradients to this before the noise; default as the recipe clips.
+        fixed_std: a constant standard deviation instead of the schedule.
+    """
+
+    name = "gradient-noise"
+    paper = "gradient-noise"
+    kind = "callback"
+    changes = "the gradients: clips them, then adds decaying Gaussian noise, before the optimizer sees them"
+
+    eta: float = 0.01
+    gamma: float = 0.55
+    seed: int | None = None
+    clip_norm: float | None = None
+    fixed_std: float | None = None
+
+    def __post_init__(self):
+        check_noise(self.eta, self.gamma, self.clip_norm, self.fixed_std)
+
+    def settle(self, job) -> None:
+        if any(type(c).__name__ == "GradientNoiseCallback" for c in job.callbacks):
+            raise OffprintError("gradient-noise was given as a method and as a callback; give it once")
+        clip = getattr(job.how, "clip_grad", 0.0)
+        if clip:
+            self.clip_norm = clip if self.clip_norm is None else self.clip_norm
+            job.how = replace(job.how, clip_grad=0.0)
+        self.seed = job.run.seed if self.seed is None else self.seed
+
+    def callbacks(self, job):
+        return [_callback()(**self.options())]
 
 
 # -- the networks of the experiments ---------------------------------------------------------------------------------
