@@ -17,8 +17,8 @@ As released (and recorded), two U-Nets follow one another: the second takes what
 The text puts the FSMN after each convolution; the released network has it before the encoder's and after the decoder's. The paper's
 attention in the skips is a squeeze-and-excitation there, and the paper's single U-Net is ``n_unets=1``.
 
-Inside, maps are (B, 2C, F, T) with the real channels first: each complex layer is then one real convolution. :meth:`FRCRN.merge` gives
-the form for use: three real products in the place of four (:math:`y_i = (L_{re} + L_{im})(x_r + x_i) - L_{re}x_r - L_{im}x_i`), with the
+Inside, maps are (2B, C, F, T), the real parts of a batch before the imaginary ones: each real layer is then called once for both parts.
+:meth:`FRCRN.merge` gives the form for use: three real products in the place of four (:math:`y_i = (L_{re} + L_{im})(x_r + x_i) - L_{re}x_r - L_{im}x_i`), with the
 BatchNorm folded to a scale and a shift.
 
 Neither causal nor for other transforms: the decoder looks one frame ahead per level, the squeeze-and-excitation over the whole
@@ -27,7 +27,6 @@ input, and the seven strides bring 321 bins, and no other number, to one.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import NamedTuple
 
@@ -94,15 +93,15 @@ class Spectrum(nn.Module):
             return (wave / (weight[:, 0] + 1e-8))[:, 0]
 
 
-# -- complex layers on (B, 2C, F, T), real channels first -------------------------------------------------------------
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    return x.chunk(2, 1)  # type: ignore[return-value]
+# -- complex layers on (2B, C, F, T), the real parts of a batch before the imaginary ones ----------------------------------
+def _parts(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.chunk(2)  # type: ignore[return-value]
 
 
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Two complex maps side by side: their real channels, then their imaginary ones."""
-    parts = [v.unflatten(1, (2, -1)) for v in (a, b)]
-    return torch.cat(parts, 2).flatten(1, 2)
+def _complex(re: Tensor, im: Tensor) -> Tensor:
+    """The complex rule, of what the real layer gives for both parts and what the imaginary one gives for both."""
+    (rr, ri), (ir, ii) = _parts(re), _parts(im)
+    return torch.cat([rr - ii, ri + ir])
 
 
 class ComplexConv(nn.Module):
@@ -113,132 +112,105 @@ class ComplexConv(nn.Module):
         self.conv_re = nn.Conv2d(inside, outside, kernel, **how)
         self.conv_im = nn.Conv2d(inside, outside, kernel, **how)
 
-    def pair(self) -> tuple[nn.Module, nn.Module]:
-        return self.conv_re, self.conv_im
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv2d(x, weight, bias, self.conv_re.stride, self.conv_re.padding)
-
-    outputs = 0  # axis of the kernel that the output channels are on
-
     def forward(self, x: Tensor) -> Tensor:
-        (re, im), o = self.pair(), self.outputs
-        i = 1 - o
-        real, imaginary = torch.cat([re.weight, -im.weight], i), torch.cat([im.weight, re.weight], i)
-        bias = torch.cat([re.bias - im.bias, re.bias + im.bias])
-        return self.convolve(x, torch.cat([real, imaginary], o), bias)
+        return _complex(self.conv_re(x), self.conv_im(x))
 
 
-class ComplexTransConv(ComplexConv):
+class ComplexTransConv(nn.Module):
     """Complex transposed convolution."""
 
-    outputs = 1
-
     def __init__(self, inside: int, outside: int, kernel: tuple[int, int], **how):
-        nn.Module.__init__(self)
+        super().__init__()
         self.tconv_re = nn.ConvTranspose2d(inside, outside, kernel, **how)
         self.tconv_im = nn.ConvTranspose2d(inside, outside, kernel, **how)
 
-    def pair(self) -> tuple[nn.Module, nn.Module]:
-        return self.tconv_re, self.tconv_im
-
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.conv_transpose2d(x, weight, bias, self.tconv_re.stride, self.tconv_re.padding)
+    def forward(self, x: Tensor) -> Tensor:
+        return _complex(self.tconv_re(x), self.tconv_im(x))
 
 
 class ComplexNorm(nn.Module):
-    """A BatchNorm of the real channels, and one of the imaginary ones."""
+    """A BatchNorm of the real parts, and one of the imaginary ones."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.bn_re, self.bn_im = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        real, imaginary = _halves(x)
-        return torch.cat([self.bn_re(real), self.bn_im(imaginary)], 1)
+        real, imaginary = _parts(x)
+        return torch.cat([self.bn_re(real), self.bn_im(imaginary)])
 
 
 class Merged(nn.Module):
     """A complex convolution and its norm for use: three real products, a scale and a shift.
 
     Args:
-        conv, norm: trained.
+        re, im: the two real convolutions.
+        norm: after them.
     """
 
-    def __init__(self, conv: ComplexConv, norm: ComplexNorm):
+    def __init__(self, re: nn.Conv2d | nn.ConvTranspose2d, im: nn.Conv2d | nn.ConvTranspose2d, norm: ComplexNorm):
         super().__init__()
-        re, im = conv.pair()
-        self.convolve = type(conv).convolve.__get__(self)
-        name = next(iter(conv._modules))
-        self.geometry = (re.stride, re.padding)
-        self.transposed = isinstance(re, nn.ConvTranspose2d)
-        del self.convolve, name
-        weights = torch.stack([re.weight.detach(), im.weight.detach(), re.weight.detach() + im.weight.detach()])
-        self.weight = nn.Parameter(weights)
+        self.stride, self.padding, self.transposed = re.stride, re.padding, isinstance(re, nn.ConvTranspose2d)
+        weights = torch.stack([re.weight, im.weight, re.weight + im.weight])
         scales, shifts = [], []
         for bn, bias in ((norm.bn_re, re.bias - im.bias), (norm.bn_im, re.bias + im.bias)):
             scale = bn.weight.double() * torch.rsqrt(bn.running_var.double() + bn.eps)
             scales.append(scale)
             shifts.append((bias.double() - bn.running_mean.double()) * scale + bn.bias.double())
-        as_map = lambda parts: nn.Parameter(torch.cat(parts).detach().to(re.weight.dtype)[:, None, None])  # noqa: E731
-        self.scale, self.shift = as_map(scales), as_map(shifts)
+        self.weight = nn.Parameter(weights.detach())
+        self.scale, self.shift = (
+            nn.Parameter(torch.stack(v).detach().to(weights.dtype)[..., None, None]) for v in (scales, shifts)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        real, imaginary = _halves(x)
+        real, imaginary = _parts(x)
         function = F.conv_transpose2d if self.transposed else F.conv2d
         a, b, c = (
-            function(v, w, None, *self.geometry)
+            function(v, w, None, self.stride, self.padding)
             for v, w in zip((real, imaginary, real + imaginary), self.weight, strict=True)
         )
-        return torch.addcmul(self.shift, torch.cat([a - b, c - a - b], 1), self.scale)
+        parts = zip((a - b, c - a - b), self.shift, self.scale, strict=True)
+        return torch.cat([torch.addcmul(shift, part, scale) for part, shift, scale in parts])
 
 
 class FSMNUnit(nn.Module):
-    """The real layers of a memory network; the complex one beside it calls them."""
+    """Memory network: (B, C, F, T) to the same shape, along one axis.
 
-    def __init__(self, dim: int):
+    Args:
+        dim: channels C.
+        along_time: over frames; otherwise over bins, from low to high.
+    """
+
+    def __init__(self, dim: int, along_time: bool):
         super().__init__()
+        self.along_time = along_time
         self.linear = nn.Linear(dim, dim)
         self.project = nn.Linear(dim, dim, bias=False)
         self.conv1 = nn.Conv2d(dim, dim, (TAPS, 1), groups=dim, bias=False)
 
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.project(F.relu(self.linear(x.permute(0, 2, 3, 1)), inplace=True)).permute(0, 3, 1, 2)
+        taps = self.conv1.weight.mT if self.along_time else self.conv1.weight
+        # zeros on both sides, of which the later ones give positions that are not there; padding one side would copy the map
+        ahead = (0, TAPS - 1) if self.along_time else (TAPS - 1, 0)
+        m = F.conv2d(p, taps, None, 1, ahead, groups=taps.shape[0])[..., : x.shape[2], : x.shape[3]]
+        return x + p + m
+
 
 class ComplexFSMN(nn.Module):
-    """Complex memory network along an axis of (B, 2C, F, T).
-
-    Both units see both parts: the parts go side by side in the batch, the units side by side in the channels.
-
-    Args:
-        dim: channels C.
-        layers: how many follow one another.
-        along_time: over frames; otherwise over bins, from low to high.
-    """
+    """Complex memory network: ``layers`` pairs of units that follow one another."""
 
     def __init__(self, dim: int, layers: int = 1, along_time: bool = False):
         super().__init__()
-        self.dim, self.layers, self.along_time = dim, layers, along_time
+        self.layers = layers
         for i in range(1, layers + 1):
-            setattr(self, f"fsmn_re_L{i}", FSMNUnit(dim))
-            setattr(self, f"fsmn_im_L{i}", FSMNUnit(dim))
+            setattr(self, f"fsmn_re_L{i}", FSMNUnit(dim, along_time))
+            setattr(self, f"fsmn_im_L{i}", FSMNUnit(dim, along_time))
 
     def forward(self, x: Tensor) -> Tensor:
         for i in range(1, self.layers + 1):
-            x = self._layer(x, getattr(self, f"fsmn_re_L{i}"), getattr(self, f"fsmn_im_L{i}"))
+            x = _complex(getattr(self, f"fsmn_re_L{i}")(x), getattr(self, f"fsmn_im_L{i}")(x))
         return x
-
-    def _layer(self, x: Tensor, re: FSMNUnit, im: FSMNUnit) -> Tensor:
-        both = lambda name: torch.cat([getattr(re, name).weight, getattr(im, name).weight])  # noqa: E731
-        apart = x.unflatten(1, (2, self.dim)).flatten(0, 1)  # (2B, C, F, T)
-        h = F.relu(
-            F.conv2d(apart, both("linear")[..., None, None], torch.cat([re.linear.bias, im.linear.bias])), inplace=True
-        )
-        p = F.conv2d(h, both("project")[..., None, None], groups=2)
-        taps = both("conv1")
-        taps, pad = (taps.mT, (TAPS - 1, 0)) if self.along_time else (taps, (0, 0, TAPS - 1, 0))
-        m = p + F.conv2d(F.pad(p, pad), taps, groups=2 * self.dim)
-        (rr, ri), (ir, ii) = (v.unbind(1) for v in m.unflatten(0, (-1, 2)).unflatten(2, (2, -1)).unbind(1))
-        real, imaginary = _halves(x)
-        return torch.cat([real - imaginary + rr - ii, imaginary + real + ir + ri], 1)
 
 
 class ComplexSE(nn.Module):
@@ -251,9 +223,8 @@ class ComplexSE(nn.Module):
             setattr(self, name, nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        real, imaginary = _halves(x.mean((2, 3)))
-        gates = self.fc_r(real) - self.fc_i(imaginary), self.fc_r(imaginary) + self.fc_i(real)
-        return x * torch.cat(gates, 1)[:, :, None, None]
+        means = x.mean((2, 3))
+        return x * _complex(self.fc_r(means), self.fc_i(means))[:, :, None, None]
 
 
 class Encoder(nn.Module):
@@ -270,7 +241,7 @@ class Encoder(nn.Module):
     def merge(self) -> None:
         """Fold; a second time changes nothing."""
         if isinstance(self.bn, ComplexNorm):
-            self.conv, self.bn = Merged(self.conv, self.bn), nn.Identity()
+            self.conv, self.bn = Merged(self.conv.conv_re, self.conv.conv_im, self.bn), nn.Identity()
 
 
 class Decoder(nn.Module):
@@ -287,7 +258,8 @@ class Decoder(nn.Module):
     def merge(self) -> None:
         """Fold; a second time changes nothing."""
         if isinstance(self.bn, ComplexNorm):
-            self.transconv, self.bn = Merged(self.transconv, self.bn), nn.Identity()
+            pair = self.transconv.tconv_re, self.transconv.tconv_im
+            self.transconv, self.bn = Merged(*pair, self.bn), nn.Identity()
 
 
 # -- the networks -----------------------------------------------------------------------------------------------------
@@ -342,9 +314,9 @@ class UNet(_Authors):
 
     def run(self, x: Tensor) -> Tensor:
         """(B, 2, 321, T) to (B, 2, 321, T)."""
-        skips = []
+        x, skips = x.transpose(0, 1).flatten(0, 1)[:, None], []
         for i, encoder in enumerate(self.encoders):
-            x = encoder(self.fsmn_enc[i](x) if i else x)
+            x = encoder(self.fsmn_enc[i](x) if i else x).contiguous(memory_format=torch.channels_last)
             if i < len(self.encoders) - 1:
                 skips.append(self.se_layers_enc[i](x))
         x, last = self.fsmn(x), len(self.decoders) - 1
@@ -352,8 +324,8 @@ class UNet(_Authors):
             x = decoder(x)
             if j < last:
                 x = self.fsmn_dec[j](x)
-                x = _joined(self.se_layers_dec[j](x) if j < last - 1 else x, skips[last - 1 - j])
-        return self.linear(x)
+                x = torch.cat([self.se_layers_dec[j](x) if j < last - 1 else x, skips[last - 1 - j]], 1)
+        return self.linear(x)[:, 0].unflatten(0, (2, -1)).transpose(0, 1)
 
     def example_input(self, batch: int = 1) -> Tensor:
         """A random spectrum."""
@@ -434,6 +406,11 @@ def masked(spec: Tensor, mask: Tensor) -> Tensor:
     """The complex product of (B, 2, F, T) and (B, 2, F, T)."""
     (sr, si), (mr, mi) = spec.unbind(1), mask.unbind(1)
     return torch.stack([sr * mr - si * mi, sr * mi + si * mr], 1)
+
+
+def _halves(spec: Tensor) -> tuple[Tensor, Tensor]:
+    """Real and imaginary bins of (B, 2F, T)."""
+    return spec.chunk(2, 1)  # type: ignore[return-value]
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
