@@ -79,8 +79,8 @@ class Stream:
     """Enhancement of a sound that comes in chunks of any size.
 
     The network looks both ways, so a sound goes through it in windows of 1 s every 0.75 s, of which the inner 0.75 s count. A sample comes
-    out when the window that it counts in is full: at most 0.875 s (``delay``, in samples) after it went in. What comes out together
-    is what :func:`enhance` with ``windows=True`` gives, at the same gain.
+    out when the window that it counts in is full: at most 0.875 s after it went in (``delay``, in samples), and those of the first window
+    when that is full, the very first after 1 s. What comes out together is what :func:`enhance` with ``windows=True`` gives, at the same gain.
 
     Args:
         model: with ``sample_rate`` and ``hop_length``, in evaluation mode.

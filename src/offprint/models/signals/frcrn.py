@@ -333,7 +333,13 @@ class UNet(_Authors):
         return torch.randn(batch, 1, N_FFT // 2 + 1, 12, 2, device=like.device, dtype=like.dtype)
 
     def merge(self) -> None:
-        """The form for use, in evaluation mode: every convolution with its norm."""
+        """The form for use: every convolution with its norm; a second time changes nothing.
+
+        Raises:
+            OffprintError: in training mode, where a norm follows the batch.
+        """
+        if self.training:
+            raise OffprintError("the network is in training mode; finish training, call eval(), and merge then")
         for block in (*self.encoders, *self.decoders):
             block.merge()
 
