@@ -18,7 +18,8 @@ def denoise(
         False, "--stream", help="In windows of 1 s, as a sound that comes in would be done; over 120 s always."
     ),
     loudness: str = typer.Option(
-        "active", help="active: brought to -25 dB for the network and back (ClearerVoice); given: as it is (ModelScope)."
+        "active",
+        help="active: brought to -25 dB for the network and back (ClearerVoice); given: as it is (ModelScope).",
     ),
 ) -> None:
     """Take the noise out of recordings of a voice.

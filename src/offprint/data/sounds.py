@@ -68,7 +68,9 @@ def header(path: str | Path) -> Header:
         found = _soundfile().info(str(path))
     except (RuntimeError, OSError) as error:  # libsndfile's own error is a RuntimeError
         reason = str(error).rsplit(":", 1)[-1].strip() or type(error).__name__
-        raise DataError(f"cannot read the sound {path}: {reason}; give {', '.join(EXTENSIONS[:4])} or another sound file") from error
+        raise DataError(
+            f"cannot read the sound {path}: {reason}; give {', '.join(EXTENSIONS[:4])} or another sound file"
+        ) from error
     if not found.frames:
         raise DataError(f"{path} holds no samples")
     if not RATES[0] <= found.samplerate <= RATES[1]:
@@ -92,7 +94,9 @@ def blocks(head: Header, seconds: float = 10.0) -> Iterator[np.ndarray]:
                 bad = ~np.isfinite(block).all(1)
                 if bad.any():
                     when = (at + int(bad.argmax())) / head.rate
-                    raise DataError(f"{head.path} holds {int(bad.sum())} samples that are no numbers, the first at {when:.3f} s; mend the file")
+                    raise DataError(
+                        f"{head.path} holds {int(bad.sum())} samples that are no numbers, the first at {when:.3f} s; mend the file"
+                    )
                 at += len(block)
                 yield block.T
     except RuntimeError as error:

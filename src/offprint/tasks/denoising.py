@@ -295,7 +295,9 @@ def denoise_file(
     if full:
         notes.append(f"{full} samples at full scale: the recording was clipped before it came here")
     if out.clipped:
-        notes.append(f"{out.clipped} samples of the result were beyond full scale and were cut off; a float WAV would hold them")
+        notes.append(
+            f"{out.clipped} samples of the result were beyond full scale and were cut off; a float WAV would hold them"
+        )
     if out.subtype != head.subtype:
         notes.append(f"written as {out.subtype}, read as {head.subtype}")
     if head.rate > own:

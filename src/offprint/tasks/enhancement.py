@@ -100,7 +100,9 @@ class Mixtures(Dataset):
         each: cuts of an utterance per epoch.
     """
 
-    def __init__(self, clean: Sequence[Reader], noise: Sequence[Reader], rate: int, length: int, snr: Sequence[float], each: int):
+    def __init__(
+        self, clean: Sequence[Reader], noise: Sequence[Reader], rate: int, length: int, snr: Sequence[float], each: int
+    ):
         self.clean, self.noise, self.rate, self.length, self.snr, self.each = clean, noise, rate, length, snr, each
 
     def __len__(self) -> int:
@@ -116,7 +118,9 @@ class Mixtures(Dataset):
         return noisy * gain_to_level(noisy), clean * gain_to_level(clean)
 
 
-def fixed_mixtures(data: Speech, rate: int, snrs: Sequence[float], longest: float = 4.0) -> dict[str, tuple[Tensor, Tensor]]:
+def fixed_mixtures(
+    data: Speech, rate: int, snrs: Sequence[float], longest: float = 4.0
+) -> dict[str, tuple[Tensor, Tensor]]:
     """The held-out utterances with the held-out noise in turn: name → (noisy, clean), each at every ratio."""
     noise, found = list(data.val_noise.items()), {}
     for i, (name, reader) in enumerate(data.val_clean.items()):
@@ -249,7 +253,9 @@ class Sounds(Result):
 
 def spectrogram(axis, wave: np.ndarray, rate: int, title: str) -> None:
     """Draw the spectrogram of (N,) in dB."""
-    axis.specgram(wave + 1e-9 * np.random.default_rng(0).standard_normal(len(wave)), 512, rate, noverlap=384, vmin=-140, vmax=-30)
+    axis.specgram(
+        wave + 1e-9 * np.random.default_rng(0).standard_normal(len(wave)), 512, rate, noverlap=384, vmin=-140, vmax=-30
+    )
     axis.set_title(title, fontsize=8)
 
 
@@ -276,7 +282,10 @@ class SpeechEnhancement(Task):
         if not 0 < val_fraction < 1:
             raise DataError(f"val_fraction={val_fraction}; the share held out must lie between 0 and 1")
         if str(source) == SAMPLE:
-            held = {kind: {n: _array(w) for n, w in noisy_speech().items() if n.startswith(kind)} for kind in ("clean", "noise")}
+            held = {
+                kind: {n: _array(w) for n, w in noisy_speech().items() if n.startswith(kind)}
+                for kind in ("clean", "noise")
+            }
             parts = [_split(held[kind], val_fraction, seed, SAMPLE) for kind in ("clean", "noise")]
         elif str(source).startswith("sample:"):
             raise DataError(f"{source}: the bundled speech is {SAMPLE}")
@@ -303,7 +312,9 @@ class SpeechEnhancement(Task):
 
     def greeting(self, job: Job) -> Sequence[str]:
         d = job.data
-        return [f"{len(d.clean)} utterances and {len(d.noise)} noises; held out {len(d.val_clean)} and {len(d.val_noise)}"]
+        return [
+            f"{len(d.clean)} utterances and {len(d.noise)} noises; held out {len(d.val_clean)} and {len(d.val_noise)}"
+        ]
 
     def about(self, job: Job) -> dict[str, Any]:
         return dict(job.settled)
@@ -356,12 +367,16 @@ class SpeechEnhancement(Task):
             if progress:
                 progress(text=name)
         mean = lambda rows: {k: statistics.fmean(r[k] for r in rows) for k in before[0]}  # noqa: E731
-        return Figures(rows, figures=mean(rows) | {"sounds": len(rows)}, units={"si_snr": " dB"}, beside={"noisy": mean(before)})
+        return Figures(
+            rows, figures=mean(rows) | {"sounds": len(rows)}, units={"si_snr": " dB"}, beside={"noisy": mean(before)}
+        )
 
     def _pairs(self, ready: Ready, data: Any, rate: int) -> dict[str, tuple[Tensor, Tensor]]:
         source = ready.about.get("source") if data is None else data
         if source is None:
-            raise OffprintError("no sounds to evaluate on; give --data: a folder with clean and noisy (or noise), or sample:noisy-speech")
+            raise OffprintError(
+                "no sounds to evaluate on; give --data: a folder with clean and noisy (or noise), or sample:noisy-speech"
+            )
         root = Path(str(source))
         if isinstance(source, Speech) or not (root / "noisy").is_dir():
             return fixed_mixtures(self._held_out(ready.about, source), rate, self.snrs)
@@ -372,7 +387,9 @@ class SpeechEnhancement(Task):
                 raise DataError(f"{path} has no clean sound of its name in {root / 'clean'}")
             a, b = (torch.from_numpy(read(p, rate)[0].mean(0)) for p in (path, clean[path.stem]))
             if len(a) != len(b):
-                raise DataError(f"{path.name}: {len(a)} samples noisy and {len(b)} clean at {rate} Hz; a pair has one length")
+                raise DataError(
+                    f"{path.name}: {len(a)} samples noisy and {len(b)} clean at {rate} Hz; a pair has one length"
+                )
             found[path.stem] = a, b
         return found
 
@@ -395,7 +412,9 @@ class SpeechEnhancement(Task):
             wave, rate = read(path)
             done = enhance(ready.model, wave, rate)
             found.waves.append((wave, done, rate))
-            found.rows.append({"sound": str(path), "seconds": wave.shape[1] / rate, "channels": len(wave), "rate": rate})
+            found.rows.append(
+                {"sound": str(path), "seconds": wave.shape[1] / rate, "channels": len(wave), "rate": rate}
+            )
             if progress:
                 progress(text=path.name)
         return found
@@ -423,7 +442,9 @@ def _sounds(inputs: Any) -> list[Path]:
     return files
 
 
-def _split(found: dict[str, Reader], share: float, seed: int, where: Any) -> tuple[dict[str, Reader], dict[str, Reader]]:
+def _split(
+    found: dict[str, Reader], share: float, seed: int, where: Any
+) -> tuple[dict[str, Reader], dict[str, Reader]]:
     if len(found) < 2:
         raise DataError(f"{where} holds {len(found)} sound; at least two are needed to hold one out")
     names = sorted(found)

@@ -264,7 +264,12 @@ class Decoder(nn.Module):
 
 # -- the networks -----------------------------------------------------------------------------------------------------
 _TWICE = re.compile(r"(?:(?<=\.)|^)(encoder|decoder|fsmn_enc|fsmn_dec|se_layer_enc|se_layer_dec)(\d+)\.")
-_LISTS = {"encoder": "encoders", "decoder": "decoders", "se_layer_enc": "se_layers_enc", "se_layer_dec": "se_layers_dec"}
+_LISTS = {
+    "encoder": "encoders",
+    "decoder": "decoders",
+    "se_layer_enc": "se_layers_enc",
+    "se_layer_dec": "se_layers_dec",
+}
 
 
 class _Authors(nn.Module):
@@ -377,7 +382,9 @@ class FRCRN(_Authors):
         if n_unets not in (1, 2):
             raise OffprintError(f"n_unets={n_unets}; choose 1 (the paper's network) or 2 (the released one)")
         if not 1 <= hop_length <= N_FFT // 2:
-            raise OffprintError(f"hop_length={hop_length}; frames of {N_FFT} samples must overlap by half: give 1 to 320")
+            raise OffprintError(
+                f"hop_length={hop_length}; frames of {N_FFT} samples must overlap by half: give 1 to 320"
+            )
         self.hop_length, self.sample_rate = hop_length, sample_rate
         self.stft = Spectrum(hop_length)
         self.unet = UNet(width)
@@ -385,7 +392,9 @@ class FRCRN(_Authors):
 
     def forward(self, wave: Tensor) -> Enhanced:
         if not torch.compiler.is_compiling() and (wave.ndim != 2 or wave.shape[1] < N_FFT):
-            raise OffprintError(f"expected waves of shape (B, N) with N >= {N_FFT}, got {tuple(wave.shape)}; pad with zeros")
+            raise OffprintError(
+                f"expected waves of shape (B, N) with N >= {N_FFT}, got {tuple(wave.shape)}; pad with zeros"
+            )
         spec = self.stft(wave)
         noisy = spec.unflatten(1, (2, -1))
         first = self.unet.run(noisy)
@@ -486,7 +495,9 @@ VARIANTS: dict[str, dict] = {
     "frcrn_16k": {},
     "frcrn_paper_16k": {"n_unets": 1},  # one U-Net, as in the paper, with the released skips
     "frcrn_narrow_16k": {"n_unets": 1, "width": 32},  # ours, for one core
-    "frcrn_48k": {"sample_rate": 48_000},  # ours: the same layers on the full band, frames of 13 ms; no weights are released
+    "frcrn_48k": {
+        "sample_rate": 48_000
+    },  # ours: the same layers on the full band, frames of 13 ms; no weights are released
 }
 _RELEASED = Weights(
     "hf:alibabasglab/FRCRN_SE_16K/last_best_checkpoint.pt",
