@@ -59,7 +59,7 @@ def test_entries_are_complete(name):
         usual = w.num_classes in (None, 0, 1000) and "btcv" not in tag and "brats" not in tag
         assert usual == (not w.class_map), tag
         full = entry(name).release(tag)
-        assert full.num_classes is not None or entry(name).task in ("restoration", "lanes")
+        assert full.num_classes is not None or entry(name).task in ("restoration", "lanes", "enhancement")
         assert full.preprocessing is not None and (full.input_size or entry(name).input_size is None)
         if "crop_pct" in full.preprocessing:
             mean, std, crop = (full.preprocessing[k] for k in ("mean", "std", "crop_pct"))
