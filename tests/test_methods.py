@@ -33,7 +33,22 @@ FAST = {
 }
 QUIET = {"progress": False, "accelerator": "cpu", "logger": "none"}
 # How a method that cannot run on its defaults alone is tried: name → function(folder for its files, data) → what to give.
-TRIALS: dict = {}
+TRIALS: dict = {"knowledge-concentration": lambda folder, data: specialists(folder, data)}
+
+
+def specialists(folder, data):
+    """Two specialists, each of half the classes, trained once."""
+    runs = []
+    for half in (data.classes[:2], data.classes[2:]):
+        mine = [[i for i, t in enumerate(p.targets) if data.classes[t] in half] for p in data[:2]]
+        parts = [
+            ArrayImages(p.images[i], [half.index(data.classes[p.targets[k]]) for k in i])
+            for p, i in zip(data[:2], mine, strict=True)
+        ]
+        runs.append(folder / "-".join(half))
+        if not runs[-1].exists():
+            train(ImageSplits(*parts, half, "half"), runs[-1])
+    return {"name": "knowledge-concentration", "teachers": [str(r) for r in runs], "head": "fc8-sc4"}
 
 
 def given(name, folder, data):
@@ -43,12 +58,12 @@ def given(name, folder, data):
 @pytest.fixture(scope="module")
 def data():
     draw = np.random.default_rng(0)
-    labels = np.arange(12) % 2
-    images = draw.integers(0, 100, (12, 32, 32, 3), dtype=np.uint8) + (labels * 120)[:, None, None, None].astype(
+    labels = np.arange(12) % 4
+    images = draw.integers(0, 100, (12, 32, 32, 3), dtype=np.uint8) + (labels * 50)[:, None, None, None].astype(
         np.uint8
     )
     part = ArrayImages(images, labels)
-    return ImageSplits(part, ArrayImages(images[:4], labels[:4]), ["dark", "light"], "twelve")
+    return ImageSplits(part, ArrayImages(images[:4], labels[:4]), ["black", "dark", "grey", "light"], "twelve")
 
 
 def train(data, out, methods=None, **kwargs):

@@ -32,7 +32,7 @@ class Dataset:
         licence: of the data, as its home states it.
         task: what it is mostly judged by.
         kind: of object that :func:`~offprint.data.opening.open_data` gives: ``images``, ``labelled`` (ImageNet's validation
-            layouts), ``pairs`` (high and low resolution), ``graph``, ``interactions``, ``photographs``, ``volume``; ``""`` for a set
+            layouts), ``pairs`` (high and low resolution), ``characters``, ``graph``, ``interactions``, ``photographs``, ``volume``; ``""`` for a set
             that nothing here opens by its name.
         sample: what one sample is.
         splits: name to number of samples (``None`` where it is not known here).
@@ -161,6 +161,8 @@ SETS = (
     _enlarged("manga109", "Manga109", 109, "manga109.org", "academic, by application"),
     Dataset("sample:photographs", "Three free photographs", "scikit-image.org", "public domain and CC0", "restoration", "photographs",
             "a picture", {"all": 3}, bundled=("photographs.zip",), digest="7ee28697ff81b81a"),
+    Dataset("omniglot", "Omniglot, five alphabets", "github.com/brendenlake/omniglot", "MIT", "classification", "characters", "a drawing of a character",
+            {"all": 2_720}, bundled=("omniglot_small1.zip",), digest="f38eb80f801274ac", part=True),
     # -- graphs
     _planetoid("cora", "Cora", {"train": 140, "val": 500, "test": 1_000}, bundled=("cora.npz",), digest="b36451018504c46d"),
     _planetoid("citeseer", "CiteSeer", {"train": 120, "val": 500, "test": 1_000}, bundled=("citeseer.npz",), digest="62ebf9f2008378b9"),

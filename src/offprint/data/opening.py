@@ -109,6 +109,12 @@ def _declared(found: Dataset) -> Opened:
         from offprint.data.photos import photographs
 
         return Opened("photographs", pictures := photographs(), {"all": pictures}, declared=found)
+    if found.kind == "characters":
+        from offprint.data.characters import omniglot
+        from offprint.data.images import ArrayImages
+
+        images, labels, *_ = omniglot()
+        return Opened("characters", drawings := ArrayImages(images, labels), {"all": drawings}, declared=found)
     if found.kind == "volume":
         from offprint.data.volumes import brain_labels
 

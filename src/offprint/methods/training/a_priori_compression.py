@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -587,9 +587,11 @@ class APrioriCompression(Method):
             raise OffprintError(f"rank={self.rank}; give 1 or more")
 
     def reshape(self, model: nn.Module) -> nn.Module:
-        self.report = compress(model, self.layout, self.rank, keep=self.keep)
+        compress(model, self.layout, self.rank, keep=self.keep)
         return model
 
     def network(self, job: Any) -> None:
-        say: Callable[[str], None] = job.say
-        say(str(self.report).split("\n", 1)[0])
+        layers = [m for m in job.network.modules() if isinstance(m, OneWayConv)]
+        ours = sum(p.numel() for m in layers for p in m.parameters())
+        dense = sum(m.kernel().numel() + (0 if m.bias is None else m.out_channels) for m in layers)
+        job.say(f"{len(layers)} convolutions of one-way filters: {ours:,} parameters in place of {dense:,}")
