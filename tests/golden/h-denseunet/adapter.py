@@ -75,4 +75,38 @@ CASES = {
     "postprocess": post,
     "lits_dice": lits,
 }
-WORDS = {}
+WORDS = {
+    "h_denseunet_released": {
+        "Input (1,1,H,W,D)": "the size of the array",
+        "stacked 2D logits": "what it is called",
+        "3D branch logits, all (1,3,H,W,D)": "the size of the outputs",
+        "macs is at 1x1x224x224x8": "not taken here",
+    },
+    "weighted_crossentropy": {
+        "logits_half (1,3,H=4,W=5,D=8)": "the size of the array",
+        "as a 2D image": "what it is called",
+    },
+    "slices_to_volume": {
+        "a volume of depth 8": "in the inputs",
+        "its 3-channel input": "the rule of the paper",
+        "The 2D network": "what it is called",
+        "The 2D logits": "what they are called",
+        "multiplied by 250": "expected of the library's constant",
+        "(4 channels) as input of the 3D branch": "follows from the classes",
+    },
+    "z_windows": {
+        "window depth 8, step 2": "the depth is in the inputs, the step is a quarter of it",
+        "(count + 1e-4)": "the rule of the paper",
+    },
+    "postprocess": {
+        "(full connectivity, 26)": "the rule of the paper",
+        "(6-neighbour cross)": "the rule of the paper",
+        "tumour painted 2": "the rule of the paper",
+    },
+    "lits_dice": {
+        "inputs.noise_5.seed": "its mask is empty whatever the seed",
+        "9.0)[i]; noise_k": "its mask is empty at any bound above 8",
+        "noise_k is (6,6,6) with seed 560+k": "in the inputs",
+        "(both empty counts 1)": "the rule of the challenge",
+    },
+}

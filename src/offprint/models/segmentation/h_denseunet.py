@@ -105,11 +105,15 @@ class Transition(nn.Module):
     def __init__(self, dim: int, ndim: int):
         super().__init__()
         self.bsr, self.conv = BSR(dim, ndim), _CONV[ndim](dim, dim // 2, 1, bias=False)
-        self.ndim = ndim
+        self.ndim, self.pool_first = ndim, False
+
+    def merge(self) -> None:
+        """Pool before the convolution: the average of a linear map is the map of the average, at a quarter of the products."""
+        self.pool_first = True
 
     def forward(self, x: Tensor) -> Tensor:
-        # the average of a linear map is the map of the average: a quarter of the products
-        return self.conv(_POOL[self.ndim](self.bsr(x), (2, 2, 1)[: self.ndim]))
+        pool, sides, x = _POOL[self.ndim], (2, 2, 1)[: self.ndim], self.bsr(x)
+        return self.conv(pool(x, sides)) if self.pool_first else pool(self.conv(x), sides)
 
 
 class Up(nn.Module):
@@ -164,8 +168,8 @@ _ROOTS = {
     "final_bn": "fusion.norm", "2d3dclassifer": "out",
 }  # fmt: skip
 _PLACES = (
+    (r"^(conv1|line0)$", r"\1"),
     (r"^conv1_(bn|scale)$", r"bsr1.\1"),
-    (r"^conv(\d)_(\d+)_x([12])(?:_(bn|scale))?$", None),
     (r"^conv5_blk_(bn|scale)$", r"bsr5.\1"),
     (r"^conv_up(\d)$", r"up.\1.conv"),
     (r"^bn_up(\d)$", r"up.\1.norm"),
@@ -181,9 +185,9 @@ def _inside(layer: str) -> str:
         stage, kind = found.groups()
         return f"transitions.{int(stage) - 2}.{f'bsr.{kind}' if kind else 'conv'}"
     for pattern, ours in _PLACES:
-        if ours and re.search(pattern, layer):
+        if re.search(pattern, layer):
             return re.sub(pattern, ours, layer)
-    return layer  # conv1, line0
+    raise KeyError(layer)
 
 
 def _from_keras(state: dict[str, Tensor]) -> dict[str, Tensor]:
