@@ -109,7 +109,9 @@ def test_imagenet_starts_the_encoder():
     with torch.no_grad():
         model(x)
         assert torch.allclose(kept["out"], F.relu(theirs.features(x)), atol=1e-5)
-    flat = paper.read_keras({k: v for k, v in keras(model.state_dict(), "x")["x"].items() if "up" not in k and "167" not in k})
+    flat = paper.read_keras(
+        {k: v for k, v in keras(model.state_dict(), "x")["x"].items() if "up" not in k and "167" not in k}
+    )
     assert offprint.load_weights(plane(), {**flat, "fc6/kernel:0": torch.zeros(4, 10)}).dialect == "keras-imagenet"
 
 
@@ -138,7 +140,9 @@ def test_the_image_comes_first_and_logits_are_scaled():
     assert eps == {1.1e-5, 1e-3}
 
 
-@pytest.mark.parametrize(("stage", "moving"), [("training", {"volume", "fusion"}), ("finetuning", {"volume", "fusion"})])
+@pytest.mark.parametrize(
+    ("stage", "moving"), [("training", {"volume", "fusion"}), ("finetuning", {"volume", "fusion"})]
+)
 def test_what_a_stage_holds_still(stage, moving):
     model = hybrid()
     model.set_stage(stage)
@@ -164,7 +168,9 @@ def test_the_loss_divides_by_voxels_and_skips_the_ends():
     inner = F.cross_entropy(logits[..., 1:-1], target[..., 1:-1], torch.tensor(paper.CLASS_WEIGHTS), reduction="sum")
     assert torch.isclose(paper.weighted_cross_entropy(logits, target), inner / target[..., 1:-1].numel())
     hopeless = torch.tensor([100.0, 0.0, -100.0])[None, :, None, None]
-    assert torch.isclose(paper.weighted_cross_entropy(hopeless, torch.full((1, 1, 1), 2)), torch.tensor(8.57 * 23.02585))
+    assert torch.isclose(
+        paper.weighted_cross_entropy(hopeless, torch.full((1, 1, 1), 2)), torch.tensor(8.57 * 23.02585)
+    )
     with pytest.raises(OffprintError, match="none is left"):
         paper.weighted_cross_entropy(logits[..., :2], target[..., :2])
     with pytest.raises(OffprintError, match="one weight per class"):
@@ -223,7 +229,11 @@ def test_thresholds_empty_results_and_empty_classes():
     empty, one = np.zeros((2, 2, 2)), np.ones((2, 2, 2))
     assert paper.lits_dice([empty, one], [empty, one])["dice_per_case"] == 1
     healthy = paper.lits_dice([one], [empty])
-    assert healthy["dice_per_case"] == 0 and healthy["dice_global"] == 0 and paper.lits_dice([empty], [empty])["dice_global"] == 1
+    assert (
+        healthy["dice_per_case"] == 0
+        and healthy["dice_global"] == 0
+        and paper.lits_dice([empty], [empty])["dice_global"] == 1
+    )
     with pytest.raises(OffprintError, match="case 0"):
         paper.lits_dice([empty], [np.ones((2, 2, 3))])
 

@@ -11,7 +11,9 @@ _ALL = "custom: model(50 * input); the hybrid logits, then the stacked 2D logits
 
 
 def _everything(model, record, x):
-    return dict(zip(("hybrid", "slices", "volume"), model.forward_all(said(record, "model(# * input)") * x), strict=True))
+    return dict(
+        zip(("hybrid", "slices", "volume"), model.forward_all(said(record, "model(# * input)") * x), strict=True)
+    )
 
 
 CALLS = {_ALL: _everything}

@@ -146,7 +146,13 @@ def _halvings(ndim: int) -> list[tuple[int, ...]]:
 
 
 # -- names of files ---------------------------------------------------------------------------------------------------
-_KINDS = {"kernel": "weight", "gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+_KINDS = {
+    "kernel": "weight",
+    "gamma": "weight",
+    "beta": "bias",
+    "moving_mean": "running_mean",
+    "moving_variance": "running_var",
+}
 
 
 def _layer(name: str) -> tuple[str, str, bool]:
@@ -267,7 +273,9 @@ _DIALECTS_HYBRID = (
     Dialect("keras", reshape=_whole),
     Dialect("keras-2d", ignore=_IGNORED, reshape=_plane, part=r"^plane\."),
     Dialect("offprint-2d", reshape=_own_plane, part=r"^plane\."),
-    Dialect("torchvision", _TORCHVISION, ignore=_IGNORED, reshape=_shifted, part=_UNSCALED.replace("^", r"^plane\.", 1)),
+    Dialect(
+        "torchvision", _TORCHVISION, ignore=_IGNORED, reshape=_shifted, part=_UNSCALED.replace("^", r"^plane\.", 1)
+    ),
 )
 
 
@@ -308,10 +316,17 @@ class DenseUNet(nn.Module):
     ):
         super().__init__()
         if ndim not in (2, 3) or len(layers) != 4:
-            raise OffprintError(f"ndim={ndim}, layers={tuple(layers)}; there are networks of 2 and 3 dimensions, with four blocks")
+            raise OffprintError(
+                f"ndim={ndim}, layers={tuple(layers)}; there are networks of 2 and 3 dimensions, with four blocks"
+            )
         if ndim == 3 and unet_connections:
             raise OffprintError("the network for volumes has no U-Net connections; its widths do not allow a sum")
-        self.in_chans, self.num_classes, self.ndim, self.unet_connections = in_chans, num_classes, ndim, unet_connections
+        self.in_chans, self.num_classes, self.ndim, self.unet_connections = (
+            in_chans,
+            num_classes,
+            ndim,
+            unet_connections,
+        )
         conv, dim = _CONV[ndim], stem
         self.conv1, self.bsr1 = conv(in_chans, stem, 7, 2, 3, bias=False), BSR(stem, ndim)
         self.blocks, self.transitions, widths = nn.ModuleList(), nn.ModuleList(), []
@@ -530,7 +545,9 @@ def read_keras(source: str | Path | Mapping[str, Any]) -> dict[str, Tensor]:
 
     walk(source.get("model_weights", source), ())
     if not out:
-        raise CheckpointError("the Keras file holds no tensors; save the model's weights (save_weights), not its structure")
+        raise CheckpointError(
+            "the Keras file holds no tensors; save the model's weights (save_weights), not its structure"
+        )
     return out
 
 
@@ -581,7 +598,9 @@ def weighted_cross_entropy(logits: Tensor, target: Tensor, weights: Sequence[flo
     return -(log_p * logits.new_tensor(weights)[target]).mean()
 
 
-def liver_crop(labels: Tensor, side: int = 224, depth: int = 8, stretch: float = 1.0, tumour: bool = True) -> tuple[slice, ...]:
+def liver_crop(
+    labels: Tensor, side: int = 224, depth: int = 8, stretch: float = 1.0, tumour: bool = True
+) -> tuple[slice, ...]:
     """Where the paper cuts a training sample: around a random liver voxel, or, every second time, a tumour voxel inside the liver's box.
 
     Args:
@@ -626,7 +645,9 @@ def z_windows(depth: int, low: int, high: int, window: int = 8) -> tuple[list[in
         window: slices of a window.
     """
     if window < 4 or depth < window:
-        raise OffprintError(f"a window of {window} slices in a scan of {depth}; windows have four or more, and the scan as many")
+        raise OffprintError(
+            f"a window of {window} slices in a scan of {depth}; windows have four or more, and the scan as many"
+        )
     step, right = window // 4, min(depth, high + 10) - window
     left = max(0, min(low - 5, right))
     starts = [min(a, depth - window) for a in range(left, max(right, 0) + step, step)]
@@ -638,7 +659,9 @@ def z_windows(depth: int, low: int, high: int, window: int = 8) -> tuple[list[in
 
 
 @torch.no_grad()
-def predict_volume(model: DenseUNet | HDenseUNet, volume: Tensor, prior: Tensor | None = None, window: int = 8) -> Tensor:
+def predict_volume(
+    model: DenseUNet | HDenseUNet, volume: Tensor, prior: Tensor | None = None, window: int = 8
+) -> Tensor:
     """Probabilities of a scan of any size, slice by slice with a 2-D network, in windows of slices with the hybrid.
 
     Args:
@@ -699,7 +722,9 @@ def liver_region(prior: Any) -> np.ndarray:
     return binary_fill_holes(_largest(binary_dilation(np.asarray(prior, bool), iterations=2)))
 
 
-def postprocess(liver: Any, tumour: Any, prior: Any = None, liver_threshold: float = 0.5, tumour_threshold: float = 0.9) -> np.ndarray:
+def postprocess(
+    liver: Any, tumour: Any, prior: Any = None, liver_threshold: float = 0.5, tumour_threshold: float = 0.9
+) -> np.ndarray:
     """Labels (H, W, D) from probabilities as the paper's test takes them; the thresholds are no argmax.
 
     A tumour counts as liver; of the liver its largest component stays, holes filled; tumours are kept inside
@@ -746,7 +771,10 @@ def lits_dice(predictions: Sequence[Any], truths: Sequence[Any]) -> dict[str, An
     return {"dice_per_case": sum(rows) / len(rows), "dice_global": 2 * both / sizes if sizes else 1.0, "per_case": rows}
 
 
-VARIANTS_2D: dict[str, dict[str, Any]] = {"denseunet161_2d": {}, "denseunet161_2d_released": {"unet_connections": False}}
+VARIANTS_2D: dict[str, dict[str, Any]] = {
+    "denseunet161_2d": {},
+    "denseunet161_2d_released": {"unet_connections": False},
+}
 VARIANTS: dict[str, dict[str, Any]] = {"h_denseunet_released": {}, "h_denseunet": {"unet_connections": True}}
 CT = {"intensity": HU, "offset": HU_MEAN}
 _SGD = {"optimizer": "nesterov", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.0, "schedule": "constant", "warmup_epochs": 0,
