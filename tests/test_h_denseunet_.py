@@ -257,6 +257,9 @@ def test_it_is_merged_exported_and_copied():
         assert torch.allclose(merged(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
         assert merged.volume.blocks[0][0].bsr2 is None and model.volume.blocks[0][0].bsr2 is not None
         assert torch.equal(copy.deepcopy(model)(x), expected)
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last_3d).to(torch.float64)
+        assert last.plane.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(last(x.double()).float(), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
         exported = torch.export.export(model, (x,), strict=False).module()
         assert torch.allclose(exported(x), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     with pytest.raises(OffprintError, match="training mode"):

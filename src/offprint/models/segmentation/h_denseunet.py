@@ -457,6 +457,19 @@ class HDenseUNet(nn.Module):
         self.apply(_glorot)
         self.still = re.compile(r"(?!)")
 
+    def to(self, *args: Any, **kwargs: Any) -> HDenseUNet:
+        """As of any module; of the two formats with the channels last each branch takes the one of its dimensions."""
+        memory_format = kwargs.pop("memory_format", None)
+        if args or kwargs:
+            super().to(*args, **kwargs)
+        if memory_format in (torch.channels_last, torch.channels_last_3d):
+            self.plane.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for part in (self.volume, self.fusion, self.out):
+                part.to(memory_format=torch.channels_last_3d)
+        elif memory_format is not None:
+            super().to(memory_format=memory_format)
+        return self
+
     def set_stage(self, stage: str) -> None:
         """Train as the paper does after the 2-D network: ``training`` holds the 2-D branch still, ``finetuning`` trains all of it.
 
