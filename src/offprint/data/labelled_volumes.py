@@ -141,7 +141,9 @@ def read_image(case: Case, channels: int) -> tuple[Tensor, Grid]:
         shape = grid.shape[:3]
         if len(grid.shape) == 4 and grid.shape[3] == 1:
             grid = replace(grid, shape=shape)
-        if len(grid.shape) not in (3, 4) or (len(grid.shape) == 4 and (len(case.images) > 1 or grid.shape[3] != channels)):
+        if len(grid.shape) not in (3, 4) or (
+            len(grid.shape) == 4 and (len(case.images) > 1 or grid.shape[3] != channels)
+        ):
             raise DataError(
                 f"{file} has the sides {grid.shape}, and a volume of three dimensions"
                 + (f" (or {channels} modalities in a fourth)" if channels > 1 else "")
@@ -154,7 +156,9 @@ def read_image(case: Case, channels: int) -> tuple[Tensor, Grid]:
         array = _array(file, np.float32)
         bad = int((~np.isfinite(array)).sum())
         if bad:
-            raise DataError(f"{file} holds {bad} voxels that are not finite (NaN or infinite); repair it, for example set them to 0")
+            raise DataError(
+                f"{file} holds {bad} voxels that are not finite (NaN or infinite); repair it, for example set them to 0"
+            )
         array = array[..., 0] if len(grid.shape) == 3 and array.ndim == 4 else array
         parts.append(np.moveaxis(array, -1, 0) if array.ndim == 4 else array[None])
     image = parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -172,9 +176,13 @@ def read_label(case: Case, classes: VolumeClasses | None, grid: Grid | None = No
     assert case.label is not None
     own = grid_of(case.label)
     if grid is not None and own.shape[:3] != grid.shape:
-        raise DataError(f"the mask {case.label} has the sides {own.shape} and its image {case.images[0]} {grid.shape}; a mask has its image's size")
+        raise DataError(
+            f"the mask {case.label} has the sides {own.shape} and its image {case.images[0]} {grid.shape}; a mask has its image's size"
+        )
     if grid is not None and not np.allclose(own.affine, grid.affine, atol=1e-2 * max(grid.spacing)):
-        raise DataError(f"the mask {case.label} lies elsewhere ({own}) than its image {case.images[0]} ({grid}); bring both to one affine")
+        raise DataError(
+            f"the mask {case.label} lies elsewhere ({own}) than its image {case.images[0]} ({grid}); bring both to one affine"
+        )
     array = _array(case.label, np.float32)
     array = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
     if array.ndim != 3 or not np.isfinite(array).all() or (array != np.round(array)).any() or array.min(initial=0) < 0:
@@ -225,7 +233,9 @@ def resized(volume: Tensor, sides: Sequence[int], labels: bool) -> Tensor:
             at = ((torch.arange(side) + 0.5) * volume.shape[axis] / side).long().clamp(max=volume.shape[axis] - 1)
             volume = volume.index_select(axis, at.to(volume.device))
         return volume
-    return torch.cat([F.interpolate(c[None, None], tuple(sides), mode="trilinear", align_corners=False)[0] for c in volume])
+    return torch.cat(
+        [F.interpolate(c[None, None], tuple(sides), mode="trilinear", align_corners=False)[0] for c in volume]
+    )
 
 
 def _order(have: str, want: str) -> list[tuple[int, bool]]:
@@ -302,7 +312,9 @@ def is_volume(path: Path) -> bool:
 def stem(path: Path) -> str:
     """A file's name without its ending, of which ``.nii.gz`` is one."""
     name = path.name
-    return next((name[: -len(e)] for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), path.stem)
+    return next(
+        (name[: -len(e)] for e in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(e)), path.stem
+    )
 
 
 def open_volumes(
@@ -324,7 +336,9 @@ def open_volumes(
     """
     root = Path(source)
     if not root.is_dir():
-        raise DataError(f"no folder at {str(source)!r}; give one with images/ and labels/, with dataset.json, or with BraTS' cases")
+        raise DataError(
+            f"no folder at {str(source)!r}; give one with images/ and labels/, with dataset.json, or with BraTS' cases"
+        )
     if on_error not in ("stop", "skip"):
         raise DataError(f"on_error={on_error!r}; choose 'stop' or 'skip'")
     notes: list[str] = []
@@ -342,7 +356,9 @@ def open_volumes(
     meaning = named if named is not None and not classes else _meaning(root, classes, (*train, *(val or ())))
     if val is None:
         if len(train) < 2 or not 0 < val_fraction < 1:
-            raise DataError(f"{root} holds {len(train)} cases and val_fraction is {val_fraction}; give two or more, and a share between 0 and 1")
+            raise DataError(
+                f"{root} holds {len(train)} cases and val_fraction is {val_fraction}; give two or more, and a share between 0 and 1"
+            )
         order = np.random.default_rng(seed).permutation(len(train)).tolist()
         held = set(order[: min(len(train) - 1, max(1, round(val_fraction * len(train))))])
         parts = (tuple(c for i, c in enumerate(train) if (i in held) is side) for side in (False, True))

@@ -794,9 +794,10 @@ _SGD = {"optimizer": "nesterov", "lr": 1e-3, "momentum": 0.9, "weight_decay": 0.
         "data": "LiTS, 131 training volumes"}  # fmt: skip
 # an epoch of the authors' is 27,386 samples of slices, a sixth of that of volumes
 RECIPE_2D = {**_SGD, "batch_size": 40, "epochs": 50, "start": "ImageNet (densenet161)"}
+_3D = {**_SGD, "batch_size": 1, "loss": "own", "turn": True, "scale_intensity": 0.0, "shift_intensity": 0.0}
 RECIPES = {
-    "training": {**_SGD, "batch_size": 1, "epochs": 50, "start": "training of denseunet161_2d_released"},
-    "finetuning": {**_SGD, "batch_size": 1, "epochs": 50, "start": "training"},
+    "training": {**_3D, "epochs": 50, "start": "training of denseunet161_2d_released"},
+    "finetuning": {**_3D, "epochs": 50, "start": "training"},
 }
 _PICTURES = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "interpolation": "bicubic", **CT}
 register(paper="h-denseunet", kind="segmentation", task="segmentation", build=DenseUNet, variants=VARIANTS_2D,

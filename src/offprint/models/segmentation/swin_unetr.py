@@ -418,14 +418,17 @@ WEIGHTS = {
     "swin_unetr_small": {"btcv": _btcv("swin_unetr.small_5000ep_f24_lr2e-4_pretrained", 79.34, 79.79)},
     "swin_unetr_tiny": {"btcv": _btcv("swin_unetr.tiny_5000ep_f12_lr2e-4_pretrained", 70.35, 72.05)},
 }  # fmt: skip
-RECIPE = {
-    "optimizer": "adamw",
-    "lr": 1e-4,
-    "weight_decay": 1e-5,
-    "epochs": 300,
-    "warmup_epochs": 50,
-    "min_lr": 0.0,
-    "batch_size": 1,
-}
-register(paper="swin-unetr", kind="segmentation", task="segmentation", build=SwinUNETR, variants=VARIANTS, input_size=(4, 128, 128, 128),
-         preprocessing={}, weights=WEIGHTS, recipe=RECIPE)  # fmt: skip
+_ADAMW = {
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 1e-5, "warmup_epochs": 50, "min_lr": 0.0, "batch_size": 1,
+}  # fmt: skip
+RECIPES = {
+    "training": {
+        **_ADAMW, "epochs": 300, "crop": (128, 128, 128), "normalize": "nonzero", "loss": "dice", "data": "BraTS 2021",
+    },
+    "btcv": {
+        **_ADAMW, "epochs": 5000, "crop": (96, 96, 96), "normalize": "window", **_CT, "loss": "dice+ce", "turn": True,
+        "data": "BTCV",
+    },
+}  # fmt: skip
+register(paper="swin-unetr", kind="segmentation", task="volumes", build=SwinUNETR, variants=VARIANTS, input_size=(4, 128, 128, 128),
+         preprocessing={}, weights=WEIGHTS, recipes=RECIPES)  # fmt: skip
