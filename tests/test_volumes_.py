@@ -116,10 +116,13 @@ def test_bad_files_are_named(folder, tmp_path):
     image, mask = scan(0)
     classes = VolumeClasses(("background", "liver", "tumour"))
 
+    count = iter(range(100))
+
     def case(image, mask=mask, affine=AFFINE):
-        write(tmp_path / "bad.nii.gz", image)
-        write(tmp_path / "bad_mask.nii.gz", mask, affine)
-        return Case("bad", (tmp_path / "bad.nii.gz",), tmp_path / "bad_mask.nii.gz")
+        root = tmp_path / str(next(count))
+        write(root / "bad.nii.gz", image)
+        write(root / "bad_mask.nii.gz", mask, affine)
+        return Case("bad", (root / "bad.nii.gz",), root / "bad_mask.nii.gz")
 
     broken = image.copy()
     broken[3, 3, 3] = np.nan
