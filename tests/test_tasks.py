@@ -97,7 +97,9 @@ def test_the_options_of_a_run_are_declared_once():
 
 def test_a_model_says_what_it_can_do(run):
     code, said = run("train", "-m", "swin_unetr_tiny", "-d", "x")
-    assert code == 2 and "swin_unetr_tiny segments volumes; no task here trains or runs it yet" in said
+    assert code == 2 and "no folder at 'x'; give one with images/ and labels/" in said
+    code, said = run("train", "-m", "swin_unetr_tiny", "-d", "x", "--task", "segmentation")
+    assert code == 2 and "swin_unetr_tiny segments volumes (--task volumes)" in said
     code, said = run("predict", "x.png", "-m", "lightgcn", "--pretrained")
     assert code == 2 and "lightgcn is used with the interactions it knows" in said
     code, said = run("train", "-m", "cfsr_x2", "-d", "x", "--task", "classification")
