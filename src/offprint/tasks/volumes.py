@@ -490,7 +490,7 @@ class VolumeTask(Task):
         return VolumeRecipe.make({**own, **(overrides or {})})
 
     def prepare(self, job: Job, *, spacing: str = "", orientation: str = "", foreground: float = -1.0, loss: str = "", normalize: str = "",
-                crop: str = "", window: str = "", held: int = 16) -> None:  # fmt: skip
+                crop: str = "", window: str = "", held: int = 4) -> None:  # fmt: skip
         """Settle the grid, the loss and the validation part.
 
         Args:
