@@ -341,7 +341,8 @@ def _most(model: nn.Module) -> int:
     return int(getattr(model, "max_digits", getattr(head, "max_digits", 5)))
 
 
-register_task(NumberReading())
+_TASK = NumberReading()
+register_task(_TASK)
 
 
 def read_number(
@@ -359,6 +360,3 @@ def read_number(
     ready = Ready(_TASK, model.eval(), type(model).__name__, {"preprocessing": dict(pre)})
     with torch.no_grad():
         return _TASK._read(ready, picture, box, SHOWN)[0]
-
-
-_TASK = NumberReading()
