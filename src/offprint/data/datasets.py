@@ -201,6 +201,7 @@ SETS = (
     _named("lfw", "Labeled Faces in the Wild", "vis-www.cs.umass.edu/lfw", _STATED, "verification", "two pictures of faces"),
     _named("market1501", "Market-1501", "zheng-lab.cecs.anu.edu.au/Project/project_reid.html", _STATED, "re-identification", "a picture of a person"),
     _named("dukemtmc", "DukeMTMC-reID", "withdrawn by its makers", _STATED, "re-identification", "a picture of a person"),
+    _named("svhn-full", "SVHN, full numbers", "ufldl.stanford.edu/housenumbers", _RESEARCH, "numbers", "a house number and the boxes of its digits"),
     # -- pictures that people rated
     _named("koniq10k", "KonIQ-10k", "database.mmsp-kn.de/koniq-10k-database.html", _STATED, "quality", _RATED_PICTURE),
     _named("live-c", "LIVE in the Wild (Challenge)", "live.ece.utexas.edu/research/ChallengeDB", _STATED, "quality", _RATED_PICTURE),
