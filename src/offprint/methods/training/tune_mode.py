@@ -114,22 +114,23 @@ def _changed(kind: type, base: type[nn.Module]) -> type:
 class _Folding(_Changed):
     """A convolution that folds the norm after it into its kernel while that norm is in evaluation mode."""
 
-    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+    def forward(self, *args, **kwargs) -> Tensor:
         norm, base = self.__dict__["norm"], type(self).base
+        x = args[0] if args else kwargs["x" if base in _OURS else "input"]
         if norm.training or (isinstance(self, nn.Linear) and x.ndim != 2):
-            return base.forward(self, x, *args, **kwargs)  # type: ignore[arg-type]
+            return base.forward(self, *args, **kwargs)  # type: ignore[arg-type]
         weight, bias = fold(self, norm)  # type: ignore[arg-type]
         if isinstance(self, nn.Linear):
             return F.linear(x, weight, bias)
         if isinstance(self, _ConvTransposeNd):
-            return _transposed(self, x, weight, bias, *args, **kwargs)
+            return _transposed(self, x, weight, bias, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
         if base not in _OURS:
             return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
         parameters: dict[str, Any] = self._parameters  # type: ignore[attr-defined]
         own = dict(parameters)
         parameters.update(weight=weight, bias=bias)
         try:
-            return base.forward(self, x, *args, **kwargs)  # type: ignore[arg-type]
+            return base.forward(self, *args, **kwargs)  # type: ignore[arg-type]
         finally:
             parameters.update(own)
 
@@ -137,10 +138,10 @@ class _Folding(_Changed):
 class _Folded(_Changed):
     """A norm whose work its convolution does while it is in evaluation mode."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training or (self.__dict__["linear"] and x.ndim != 2):  # type: ignore[attr-defined]
-            return type(self).base.forward(self, x)  # type: ignore[arg-type]
-        return x
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as the norms name it)
+        if self.training or (self.__dict__["linear"] and input.ndim != 2):  # type: ignore[attr-defined]
+            return type(self).base.forward(self, input)  # type: ignore[arg-type]
+        return input
 
 
 def _transposed(layer, x: Tensor, weight: Tensor, bias: Tensor, output_size: list[int] | None = None) -> Tensor:
