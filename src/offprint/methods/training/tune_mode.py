@@ -44,6 +44,7 @@ from torch.nn.utils import parametrize
 
 from offprint.errors import OffprintError, unknown
 from offprint.methods.registry import Method, register_method
+from offprint.methods.training._networks import named_network
 from offprint.nn import DepthwiseConv2d, Pointwise
 
 MODES = ("tune", "deploy", "eval")
@@ -391,7 +392,7 @@ def tune_mode(
     if mode not in MODES:
         raise unknown("mode", mode, MODES)
     if isinstance(model, str):
-        model = _named(model)
+        model = named_network(model)
     if not any(isinstance(m, _BatchNorm) or "unfolds" in m.__dict__ for m in model.modules()):
         raise OffprintError(f"{type(model).__name__} has no BatchNorm, so there is nothing that tune mode could fold")
     undo(model)
@@ -445,17 +446,6 @@ def freeze_norms(model: nn.Module) -> nn.Module:
         if isinstance(module, _BatchNorm):
             module.eval()
     return model
-
-
-def _named(name: str) -> nn.Module:
-    library, slash, rest = name.partition("/")
-    if library == "torchvision" and slash:
-        from torchvision.models import get_model
-
-        return get_model(rest, weights=None)
-    from offprint.models.factory import create_model
-
-    return create_model(name)
 
 
 def _places(model: nn.Module, module: nn.Module) -> list[tuple[nn.Module, str]]:
