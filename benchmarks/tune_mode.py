@@ -36,9 +36,9 @@ def _kept(name: str, batch: int, side: int, required: float, note: str = "") -> 
 
 def _pair(name: str, batch: int, side: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    plain, kind = torchvision.models.get_model(name, weights=None), torch.channels_last
-    eval_, tune = (in_mode(plain, mode).to(memory_format=kind) for mode in ("eval", "tune"))
-    return eval_, tune, torch.randn(batch, 3, side, side).to(memory_format=kind)
+    plain = torchvision.models.get_model(name, weights=None)
+    eval_, tune = (in_mode(plain, mode) for mode in ("eval", "tune"))
+    return eval_, tune, torch.randn(batch, 3, side, side)
 
 
 def rows(batch: int = 8, side: int = 224, seconds: float = 20.0) -> Iterator[Row]:

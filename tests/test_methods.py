@@ -33,7 +33,10 @@ FAST = {
 }
 QUIET = {"progress": False, "accelerator": "cpu", "logger": "none"}
 # How a method that cannot run on its defaults alone is tried: name → function(folder for its files, data) → what to give.
-TRIALS: dict = {"knowledge-concentration": lambda folder, data: specialists(folder, data)}
+TRIALS: dict = {
+    "knowledge-concentration": lambda folder, data: specialists(folder, data),
+    "guidance": lambda folder, data: "guidance:guide=torchvision/squeezenet1_1",
+}
 
 
 def specialists(folder, data):

@@ -138,6 +138,12 @@ def kept_pairs(guide: int, target: int) -> dict[int, int]:
     return {t: g for g, t in enumerate(map_layers(guide, target))}
 
 
+def _kind(module: nn.Module) -> type:
+    """The exact type; of this library's own layers the one of PyTorch's that they stand for."""
+    kind = type(module)
+    return next(c for c in kind.__mro__ if not c.__module__.startswith("offprint."))
+
+
 def _tensors(module: nn.Module, output: Any) -> list[tuple[str, Tensor]]:
     """Suffix and tensor of each map that a module gives; of a recurrence the sequence only."""
     if isinstance(module, nn.LSTM | nn.RNN):
@@ -188,7 +194,7 @@ class Recorder:
             yield "class_token", net.encoder.ln  # type: ignore[misc]
             return
         for module in modules.values():
-            if type(module) in LAYERS:
+            if _kind(module) in LAYERS:
                 yield "", module
 
     def _begin(self, net: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -205,7 +211,7 @@ class Recorder:
         if name:
             maps = maps[:1]
         for suffix, value in maps:
-            label = name or f"{type(module).__name__}_{self.count}{suffix}"
+            label = name or f"{_kind(module).__name__}_{self.count}{suffix}"
             if (first := self._batch_first(value)) is not None:
                 self.found[label] = self.keep(first)
         self.count += 1
@@ -361,6 +367,9 @@ class GuidanceMethod(Method):
     paper = "guidance"
     kind = "module"
     changes = "the loss: adds the distance of the model's layers to those of a frozen guide"
+    excludes = {
+        "tune-mode": "guidance compares what convolutions put out, and tune mode puts the norms after them into it"
+    }
 
     guide: str = ""
     pretrained: bool = False
