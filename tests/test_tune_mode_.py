@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from typer.testing import CliRunner
 
 import offprint
+from offprint.cli.main import app
 from offprint.data.images import ArrayImages, ImageSplits
 from offprint.errors import OffprintError
 from offprint.methods.training.tune_mode import (
@@ -344,6 +347,28 @@ def test_memory_falls_where_maps_are_larger_than_kernels_and_the_other_case_is_t
     assert "use a larger batch" in advice(small) and "use a larger batch" not in advice(large)
     parameters = nn.Linear(4, 4)
     assert saved_bytes(parameters, lambda: parameters(torch.ones(1, 4))) == 16  # the input, not the weight
+
+
+def test_the_verb_measures_the_modes_and_says_whether_tune_is_worth_it(tmp_path):
+    words = [
+        "measure",
+        "modes",
+        "torchvision/shufflenet_v2_x0_5",
+        "--batch",
+        "2",
+        "--size",
+        "32",
+        "--rounds",
+        "1",
+        "--part",
+        "conv1",
+    ]
+    shown = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "modes.json")]).output
+    assert "tune mode: 1 of 56 BatchNorms" in shown and "against eval" in shown
+    kept = json.loads((tmp_path / "modes.json").read_text())
+    assert list(kept["modes"]) == ["train", "tune", "deploy", "eval"] and kept["fused"] == [["conv1.0", "conv1.1"]]
+    refused = CliRunner().invoke(app, [*words[:3], "--batch", "0"])
+    assert "--batch 0: give 2 or more" in str(refused.exception)
 
 
 def test_a_run_by_name_is_eval_modes(tmp_path):
