@@ -278,15 +278,45 @@ def test_what_is_left_alone_and_why():
     net = Odd().double()
     freeze_norms(net)
     report = check(net, torch.randn(2, 3, 6, 6))
-    assert report.fused == [("level", "same")]
+    assert report.fused == [("shared", "a"), ("shared", "b"), ("level", "same")]
     for name, why in {
-        "a": "used with another norm", "b": "used with another norm", "twice": "is read elsewhere too", "first": "it reads the input",
+        "twice": "is read elsewhere too", "first": "it reads the input",
         "norm": "the output of cat, not of a convolution (as in networks that normalise first)", "under": "carries hooks",
         "light": "is parametrized", "without": "track_running_stats=False",
     }.items():  # fmt: skip
         assert why in report.left[name], name
     text = str(report)
-    assert text.startswith("tune mode: 1 of 9 BatchNorms") and "left alone, it reads the input: first" in text
+    assert text.startswith("tune mode: 3 of 9 BatchNorms") and "left alone, it reads the input: first" in text
+
+
+class Meeting(nn.Module):
+    """One convolution before two norms, two before one, and a norm whose convolution is also used alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.one, self.two = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.left, self.right, self.both = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+        self.alone, self.after = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.one(self.head(x)) + self.two(self.head(F.avg_pool2d(x, 3, 1, 1)))
+        x = self.both(self.left(x)) + self.both(self.right(x))
+        return self.after(self.alone(x)) + self.alone(F.relu(x))
+
+
+def test_calls_are_folded_not_modules():
+    torch.manual_seed(0)
+    report = check(Meeting(), torch.randn(2, 3, 6, 6))
+    assert report.fused == [("head", "one"), ("head", "two"), ("left", "both"), ("right", "both")]
+    assert report.left == {"after": "its convolution is also used without a norm"}
+    net, plain = tune_mode(lively(Meeting())).eval(), lively(Meeting()).eval()
+    plain.load_state_dict(net.state_dict())
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.allclose(copy.deepcopy(net)(x), plain(x), atol=1e-5)
+    net.one.train(), plain.one.train()  # one norm of the two learns its statistics again
+    assert torch.allclose(net(x), plain(x), atol=1e-5) and torch.allclose(net.one.running_mean, plain.one.running_mean)
+    folded = fuse_report(tune_mode(net, mode="deploy"))
+    assert not folded.fused and "can be folded at each step only" in folded.left["both"]
 
 
 class Branching(nn.Module):

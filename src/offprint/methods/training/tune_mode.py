@@ -17,8 +17,8 @@ and :func:`measure_modes` says so. Deploy is not the same training: :math:`\part
 of eval moves the kernel by :math:`c^2` times what it moves in deploy, channel by channel.
 
 What is folded are *calls*: the graph of the network (torch.fx; where that cannot be had, torch.export on an example; else its parts one by one)
-says which norm reads nothing but one convolution's output, and which convolution is read by that norm alone. These two modules then do their
-work together, and everything else stays as it is: names, parameters, control flow, copies, pickles, hooks added later. At run time
+says which norms read nothing but convolutions' outputs, and which convolutions are read by norms alone. A convolution then folds the norm after
+it, and where it is shared by several norms each of these folds itself into it; everything else stays as it is: names, parameters, control flow, copies, pickles, hooks added later. At run time
 ``norm.training`` decides: in training mode both do what they did before, so that ``model.train()`` gives plain training back;
 :func:`freeze_norms` puts the norms into evaluation mode again.
 
@@ -96,7 +96,7 @@ class _Changed:
     base: type[nn.Module]
 
     def __reduce_ex__(self, protocol):
-        kind = next(c for c in type(self).__mro__ if c in (_Folding, _Folded))
+        kind = next(c for c in type(self).__mro__ if c in (_Folding, _Folded, _Passing, _Convolving))
         return _blank, (kind, type(self).base), self.__dict__
 
 
@@ -117,32 +117,69 @@ class _Folding(_Changed):
 
     def forward(self, *args, **kwargs) -> Tensor:
         norm, base = self.__dict__["norm"], type(self).base
-        x = args[0] if args else kwargs["x" if base in _OURS else "input"]
-        if norm.training or (isinstance(self, nn.Linear) and x.ndim != 2):
+        if norm.training or not _folds(self, _given(self, args, kwargs)):  # type: ignore[arg-type]
             return base.forward(self, *args, **kwargs)  # type: ignore[arg-type]
-        weight, bias = fold(self, norm)  # type: ignore[arg-type]
-        if isinstance(self, nn.Linear):
-            return F.linear(x, weight, bias)
-        if isinstance(self, _ConvTransposeNd):
-            return _transposed(self, x, weight, bias, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
-        if base not in _OURS:
-            return self._conv_forward(x, weight, bias)  # type: ignore[attr-defined]
-        parameters: dict[str, Any] = self._parameters  # type: ignore[attr-defined]
-        own = dict(parameters)
-        parameters.update(weight=weight, bias=bias)
-        try:
-            return base.forward(self, *args, **kwargs)  # type: ignore[arg-type]
-        finally:
-            parameters.update(own)
+        return _call(self, base, norm, args, kwargs)  # type: ignore[arg-type]
 
 
 class _Folded(_Changed):
     """A norm whose work its convolution does while it is in evaluation mode."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (as the norms name it)
-        if self.training or (self.__dict__["linear"] and input.ndim != 2):  # type: ignore[attr-defined]
+        if self.training or not _folds(self.__dict__["layers"][0], input):  # type: ignore[attr-defined]
             return type(self).base.forward(self, input)  # type: ignore[arg-type]
         return input
+
+
+class _Passing(_Changed):
+    """A convolution that several norms read, each in a call of its own: it hands its input on, and they convolve it."""
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        x = _given(self, args, kwargs)  # type: ignore[arg-type]
+        if _all_frozen(self) and _folds(self, x):  # type: ignore[arg-type]
+            return x
+        return type(self).base.forward(self, *args, **kwargs)  # type: ignore[arg-type]
+
+
+class _Convolving(_Changed):
+    """A norm that computes a shared convolution folded with itself, while all norms of that convolution are in evaluation mode."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        layer = self.__dict__["layers"][0]
+        if _all_frozen(layer) and _folds(layer, input):
+            return _call(layer, type(layer).base, self, (input,), {})  # type: ignore[arg-type]
+        return type(self).base.forward(self, input)  # type: ignore[arg-type]
+
+
+def _all_frozen(layer: nn.Module) -> bool:
+    return not any(norm.training for norm in layer.__dict__["norms"])
+
+
+def _given(layer: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["x" if isinstance(layer, _OURS) else "input"]
+
+
+def _folds(layer: nn.Module, x: Tensor) -> bool:
+    """A norm after a linear layer normalises its features only where there is no other axis."""
+    return x.ndim == 2 or not isinstance(layer, nn.Linear)
+
+
+def _call(layer: nn.Module, base: type[nn.Module], norm: _BatchNorm, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The layer with the norm folded into it."""
+    weight, bias = fold(layer, norm)
+    x = _given(layer, args, kwargs)
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    if isinstance(layer, _ConvTransposeNd):
+        return _transposed(layer, x, weight, bias, *args[1:], **{k: v for k, v in kwargs.items() if k != "input"})
+    if base not in _OURS:
+        return layer._conv_forward(x, weight, bias)  # type: ignore[operator]
+    own = dict(layer._parameters)
+    layer._parameters.update(weight=weight, bias=bias)  # type: ignore[arg-type]
+    try:
+        return base.forward(layer, *args, **kwargs)
+    finally:
+        layer._parameters.update(own)
 
 
 def _transposed(layer, x: Tensor, weight: Tensor, bias: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -154,11 +191,16 @@ def _transposed(layer, x: Tensor, weight: Tensor, bias: Tensor, output_size: lis
     return function(x, weight, bias, layer.stride, layer.padding, padding, layer.groups, layer.dilation)
 
 
-def _join(layer: nn.Module, norm: nn.Module) -> None:
-    layer.__dict__["norm"] = norm  # no submodule: names and parameters stay as they are
-    norm.__dict__["linear"] = isinstance(layer, nn.Linear)
-    layer.__class__ = _changed(_Folding, type(layer))
-    norm.__class__ = _changed(_Folded, type(norm))
+def _join(layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> None:
+    """Let one norm after each of some layers, or some norms after one layer, work together."""
+    # what they know of each other is no submodule: names and parameters stay as they are
+    shared = len(norms) > 1
+    for layer in layers:
+        layer.__dict__["norms" if shared else "norm"] = tuple(norms) if shared else norms[0]
+        layer.__class__ = _changed(_Passing if shared else _Folding, type(layer))
+    for norm in norms:
+        norm.__dict__["layers"] = tuple(layers)
+        norm.__class__ = _changed(_Convolving if shared else _Folded, type(norm))
 
 
 class TuneConvBN(nn.Module):
@@ -174,7 +216,7 @@ class TuneConvBN(nn.Module):
         if why := _why_not(conv, bn):
             raise OffprintError(f"{type(conv).__name__} and {type(bn).__name__} cannot be one block: {why}")
         self.conv, self.bn = conv, bn
-        _join(conv, bn)
+        _join((conv,), (bn,))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
@@ -329,10 +371,13 @@ class FuseReport:
         return "\n".join(lines)
 
 
+_Pair = tuple[list[nn.Module], list[nn.Module]]
+
+
 def _partners(
     model: nn.Module, parts: Sequence[str], example: tuple[Any, ...] | None, report: FuseReport
-) -> list[tuple]:
-    """The pairs that can work together; ``report`` takes their names, and why other norms cannot."""
+) -> list[_Pair]:
+    """Layers and norms that can work together; ``report`` takes their names, and why other norms cannot."""
     calls, names = _Calls(), {id(m): name for name, m in model.named_modules()}
     inside: set[int] = set()
     for name in parts or ("",):
@@ -342,30 +387,44 @@ def _partners(
             raise unknown("part of the network", name, [n for n, _ in model.named_modules() if n]) from None
         inside |= {id(m) for m in part.modules()}
         _look(part, name, calls, report.how, None if name else example)
-    pairs = []
-    for name, norm in model.named_modules():
-        if not isinstance(norm, _BatchNorm):
+    pairs: list[_Pair] = []
+    norms = [(name, m) for name, m in model.named_modules() if isinstance(m, _BatchNorm)]
+    met: set[int] = set()
+    for name, norm in norms:
+        if id(norm) in met:
             continue
-        fed = {id(f) if isinstance(f, nn.Module) else f: f for f in calls.feeds.get(id(norm), ())}
-        layer = next(iter(fed.values()), None)
+        why, layers, readers = _meeting(norm, calls)
         if id(norm) not in inside:
             why = "it is in none of the parts that were named"
-        elif layer is None:
-            why = "no forward pass that could be traced calls it"
-        elif isinstance(layer, str):
-            why = layer
-        elif len(fed) > 1:
-            why = "several layers feed it"
-        elif any(reader is not norm for reader in calls.readers[id(layer)]):
-            why = "its convolution is also used with another norm, or with none"
-        else:
-            why = _why_not(layer, norm)
+        why = why or next((w for layer in layers for other in readers if (w := _why_not(layer, other))), "")
+        if not why and report.mode == "deploy" and len(layers) + len(readers) > 2:
+            why = "it shares its convolution, or its convolutions share it, and can be folded at each step only"
         if why:
             report.left[name] = why
-        else:
-            pairs.append((layer, norm))
-            report.fused.append((names[id(layer)], name))
+            continue
+        met |= {id(other) for other in readers}
+        pairs.append((layers, readers))
+        report.fused += [(names[id(layer)], names[id(other)]) for layer in layers for other in readers]
     return pairs
+
+
+def _meeting(norm: nn.Module, calls: _Calls) -> tuple[str, list[nn.Module], list[nn.Module]]:
+    """Why a norm meets layers in calls that cannot be folded, or ``""``; the layers that feed it, and the norms that read these."""
+    fed = list({id(f) if isinstance(f, nn.Module) else f: f for f in calls.feeds.get(id(norm), ())}.values())
+    if not fed:
+        return "no forward pass that could be traced calls it", [], []
+    layers = [f for f in fed if isinstance(f, nn.Module)]
+    if words := next((f for f in fed if isinstance(f, str)), ""):
+        return words, [], []
+    readers = list({id(r): r for layer in layers for r in calls.readers[id(layer)]}.values())
+    others = [r for r in readers if r is not None]
+    if len(others) < len(readers):
+        return "its convolution is also used without a norm", [], []
+    if len(layers) > 1 and len(others) > 1:
+        return "several convolutions and several norms meet in its calls", [], []
+    if any(f is not layers[0] for other in others for f in calls.feeds[id(other)]) and len(others) > 1:
+        return "its convolution has another norm, which other layers feed too", [], []
+    return "", layers, others
 
 
 # -- what users call ---------------------------------------------------------------------------------------------------
@@ -399,8 +458,8 @@ def tune_mode(
     given = None if example is None else example if isinstance(example, tuple) else (example,)
     report = FuseReport(mode)
     if mode != "eval":
-        for layer, norm in _partners(model, (parts,) if isinstance(parts, str) else parts, given, report):
-            _join(layer, norm) if mode == "tune" else _fold_once(model, layer, norm)
+        for layers, norms in _partners(model, (parts,) if isinstance(parts, str) else parts, given, report):
+            _join(layers, norms) if mode == "tune" else _fold_once(model, layers[0], norms[0])
     model.__dict__["fuse_report"] = report
     return model
 
@@ -421,7 +480,8 @@ def undo(model: nn.Module) -> nn.Module:
     for module in list(model.modules()):
         if isinstance(module, _Changed):
             module.__class__ = type(module).base
-            module.__dict__.pop("norm", None), module.__dict__.pop("linear", None)
+            for name in ("norm", "norms", "layers"):
+                module.__dict__.pop(name, None)
         elif "unfolds" in module.__dict__:
             _unfold(model, module)
     model.__dict__.pop("fuse_report", None)
