@@ -66,14 +66,33 @@ def _coefficient(norm: _BatchNorm) -> Tensor:
     return c if norm.weight is None else norm.weight.to(wide) * c
 
 
-def _by_channel(layer: nn.Module, c: Tensor) -> Tensor:
-    """A factor per output channel in the shape that multiplies the layer's weight."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+class _Scaled(torch.autograd.Function):
+    """Rows of a weight times c, whose backward pass makes no product of the weight's size for the gradient of c."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, c: Tensor) -> Tensor:
+        return weight * c.view(-1, *[1] * (weight.ndim - 1))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, c = ctx.saved_tensors
+        rows, others = grad.flatten(1), weight.flatten(1)
+        return grad * c.view(-1, *[1] * (weight.ndim - 1)), torch.bmm(rows[:, None], others[:, :, None]).flatten()
+
+
+def _by_channel(layer: nn.Module, weight: Tensor, c: Tensor) -> Tensor:
+    """A layer's weight times a factor per output channel."""
     if not isinstance(layer, _ConvTransposeNd):
-        return c.view(-1, *[1] * (weight.ndim - 1))
+        return _Scaled.apply(weight, c)
     # (C_in, C_out / groups, ...): input channels of a group go to the output channels of that group
     rows = c.view(layer.groups, 1, -1).expand(-1, layer.in_channels // layer.groups, -1)
-    return rows.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
+    return weight * rows.reshape(weight.shape[0], -1, *[1] * (weight.ndim - 2))
 
 
 def fold(layer: nn.Module, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -86,7 +105,7 @@ def fold(layer: nn.Module, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     shift = c * (-mean if bias is None else bias.to(c.dtype) - mean)
     if norm.bias is not None:
         shift = norm.bias.to(c.dtype) + shift
-    return (weight.to(c.dtype) * _by_channel(layer, c)).to(weight.dtype), shift.to(weight.dtype)
+    return _by_channel(layer, weight.to(c.dtype), c).to(weight.dtype), shift.to(weight.dtype)
 
 
 # -- two modules that work together ------------------------------------------------------------------------------------
@@ -537,7 +556,7 @@ def _unfold(model: nn.Module, layer: nn.Module) -> None:
     else:
         norm.bias.copy_(shift + c * norm.running_mean.to(c.dtype))
         layer.bias = None  # type: ignore[assignment]
-    layer.weight = nn.Parameter((layer.weight.to(c.dtype) / _by_channel(layer, c)).to(kind))  # type: ignore[operator,union-attr]
+    layer.weight = nn.Parameter(_by_channel(layer, layer.weight.to(c.dtype), 1 / c).to(kind))  # type: ignore[operator,union-attr]
     for owner, name in _places(model, identity):
         owner._modules[name] = norm
     del layer.__dict__["unfolds"]
