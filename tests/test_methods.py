@@ -33,7 +33,10 @@ FAST = {
 }
 QUIET = {"progress": False, "accelerator": "cpu", "logger": "none"}
 # How a method that cannot run on its defaults alone is tried: name → function(folder for its files, data) → what to give.
-TRIALS: dict = {"knowledge-concentration": lambda folder, data: specialists(folder, data)}
+TRIALS: dict = {
+    "knowledge-concentration": lambda folder, data: specialists(folder, data),
+    "guidance": lambda folder, data: "guidance:guide=torchvision/squeezenet1_1",
+}
 
 
 def specialists(folder, data):
@@ -167,12 +170,15 @@ def test_a_changed_architecture_is_there_again_when_the_run_is_loaded(data, tmp_
         width: int = 2
 
         def reshape(self, model):
+            self.seen = True
             head = model.get_classifier()
             narrow = nn.Sequential(nn.Linear(head.in_features, self.width), nn.Linear(self.width, head.out_features))
             setattr(model, model.classifier, narrow)
             return model
 
-    run = train(data, tmp_path / "run", ["narrow:width=3"])
+    for attempt in ("first", "run"):  # each run asks its own object
+        run = train(data, tmp_path / attempt, [method := Narrow(width=3)])
+        assert method.seen
     assert weights(run)["head.0.weight"].shape[0] == 3
     ready = offprint.load_run(run.folder)
     assert ready.name == "mobilenetv2_100" and ready.model.head[0].out_features == 3
@@ -288,6 +294,33 @@ def test_what_a_method_must_say():
         assert all(choice.help for choice in registry.offers(method).values()), (
             f"an option of {name} has no line in its docstring"
         )
+
+
+def test_pretrain_runs_the_task_that_a_method_brings(mine, monkeypatch):
+    from offprint.cli import pretrain
+
+    @mine
+    class Pretext(Method):
+        name, paper, kind, changes = "pretext", "test", "task", "the task"
+        task = "pretraining"
+
+    given = []
+    monkeypatch.setattr(pretrain, "run", given.append)
+    for words in (["--method", "pretext:"], ["--method=pretext"], ["--method", "simmim"], []):
+        CliRunner().invoke(app, ["pretrain", "--model", "swin_tiny", "--data", "sample:cifar10", *words])
+    own = [
+        "train",
+        "--stage",
+        "pretraining",
+        "--out",
+        "runs/pretrain",
+        "--model",
+        "swin_tiny",
+        "--data",
+        "sample:cifar10",
+    ]
+    usual = ["train", "--task", "pretraining", *own[1:]]
+    assert given == [[*own, "--method", "pretext:"], [*own, "--method=pretext"], [*usual, "--method", "simmim"], usual]
 
 
 def test_tasks_with_a_loop_of_their_own_refuse_methods():

@@ -283,3 +283,38 @@ def kernels(
         table.add_row(row["arm"], f"{row['accuracy']:.1f}{spread}", _share(row["erf"]), *cost)
     out.print(table)
     say(str(output / "ablation.json"))
+
+
+@measure.command()
+def modes(
+    model: str = typer.Argument(help="Model name, or torchvision/NAME."),
+    batch: int = typer.Option(8, help="Pictures of a step."),
+    size: int = typer.Option(224, help="Side of the pictures, in pixels."),
+    part: list[str] = typer.Option([], "--part", help="Change only this submodule; may be repeated."),
+    rounds: int = typer.Option(3, help="Turns; the best time of each mode counts."),
+    output: Path = typer.Option(None, "--out", help="JSON file of the figures and of what was folded."),
+) -> None:
+    """Memory and time of a fine-tuning step with BatchNorms in train, tune, deploy and eval mode: is tune mode worth it at this batch?"""
+    import torch
+
+    from offprint.errors import OffprintError
+    from offprint.methods.training._networks import named_network
+    from offprint.methods.training.tune_mode import advice, fuse_report, in_mode, measure_modes
+
+    for name, value, least in (("--batch", batch, 2), ("--size", size, 1), ("--rounds", rounds, 1)):
+        if value < least:  # train mode normalises by the batch, which one picture may not be
+            raise OffprintError(f"{name} {value}: give {least} or more")
+    net = named_network(model)
+    x = torch.randn(batch, getattr(net, "in_chans", 3), size, size)
+    report = fuse_report(in_mode(net, "tune", part, x))
+    found = measure_modes(net, x, rounds=rounds, parts=part)
+    table = Table(title=f"{model}, {batch} x {size} px", title_justify="left", header_style="bold")
+    for column in ("mode", "kept for the backward pass (MiB)", "seconds"):
+        table.add_column(column, justify="left" if column == "mode" else "right", overflow="fold")
+    for mode, row in found.items():
+        table.add_row(mode, f"{row['mebibytes']:.1f}", f"{row['seconds']:.3f}")
+    out.print(table)
+    for line in (*str(report).splitlines(), advice(found)):
+        say(line)
+    if output is not None:
+        say(str(_json(output, {"modes": found, "fused": report.fused, "left": report.left, "how": report.how})))

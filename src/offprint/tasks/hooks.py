@@ -131,7 +131,10 @@ def reshaped(spec: Entry, methods: Sequence[Hooks]) -> str:
         return spec.name
     words = "~".join(json.dumps(method.record(), sort_keys=True) for method in changing)
     name = f"{spec.name}~{words}".replace("+", "|")  # a plus sign would be read as one between parts
-    if name not in entries(everywhere=False):
+    known = entries(everywhere=False)
+    if name in known:
+        known[name].build.methods = changing  # type: ignore[attr-defined]  # these objects, not those of an earlier run
+    else:
         stages = {stage: dict(fields) for stage, fields in spec.recipes.items()}
         register(
             paper=spec.paper, kind=spec.kind, build=_Reshaped(spec.build, changing), variants={name: spec.kwargs},
