@@ -361,6 +361,7 @@ def detector(
     return model
 
 
+detector.background = False  # type: ignore[attr-defined]
 _R101, _GN = (3, 4, 23, 3), {"norm": "gn"}
 VARIANTS = {
     "retinanet_r50_rcfpn": {"head": "retinanet"},
@@ -375,7 +376,7 @@ RECIPE = {  # 1x
     "epochs": 12, "schedule": "step", "decay_rate": 0.1, "milestones": (8, 11), "warmup_steps": 500, "warmup_ratio": 0.001, "short_sides": (800,),
     "longest_side": 1333, "freeze_norms": True, "freeze_stages": 1, "data": "coco",
 }  # fmt: skip
-_TWO = {"epochs": 24, "milestones": (16, 22), "short_sides": (480, 960)}
+_TWO = {"epochs": 24, "milestones": (16, 22), "short_sides": (), "side_range": (480, 960)}
 register(
     paper="rcnet",
     kind="detection",
