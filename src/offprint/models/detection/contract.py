@@ -112,7 +112,7 @@ def anchors(
     """Anchors of each map, (H·W·A, 4) as x1, y1, x2, y2 in pixels; by row, column, ratio, scale.
 
     The anchors of a place (column, row) are centred at ``stride * (column, row)``; one of scale s and ratio r (height by width) has the
-    area ``(s * stride)²``.
+    area ``(s * stride)²``. Corners are not rounded to whole pixels, as torchvision's are.
 
     Args:
         sizes: (H, W) of each map.
