@@ -44,7 +44,11 @@ def scene():
     torch.manual_seed(0)
     masks = torch.zeros(2, 96, 128, dtype=torch.uint8)
     masks[0, 4:60, 4:60], masks[1, 20:90, 60:120] = 1, 1
-    full = {"boxes": torch.tensor([[4.0, 4, 60, 60], [60, 20, 120, 90]]), "labels": torch.tensor([1, 2]), "masks": masks}
+    full = {
+        "boxes": torch.tensor([[4.0, 4, 60, 60], [60, 20, 120, 90]]),
+        "labels": torch.tensor([1, 2]),
+        "masks": masks,
+    }
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "masks": masks[:0]}
     return torch.randn(2, 3, 96, 128), [full, empty]
 

@@ -326,9 +326,10 @@ def tidy(scene: Scene, size: tuple[int, int] | None, counts: _Counts) -> Scene:
     counts.crowds += int(scene.crowd[whole].sum())
     if not whole.any():
         counts.empty.append(scene.name)
+    areas = np.where(np.isnan(scene.areas), (boxes[:, 2:] - boxes[:, :2]).prod(1), scene.areas)
     return replace(
         scene, boxes=np.ascontiguousarray(boxes[whole], np.float32), labels=scene.labels[whole], crowd=scene.crowd[whole],
-        shapes=tuple(s for s, keep in zip(scene.shapes, whole, strict=True) if keep), areas=scene.areas[whole],
+        shapes=tuple(s for s, keep in zip(scene.shapes, whole, strict=True) if keep), areas=areas[whole],
     )  # fmt: skip
 
 
@@ -337,8 +338,7 @@ def _scene(
 ) -> Scene:
     """From rows of (box, label, crowd, shape)."""
     boxes = np.array([r[0] for r in rows], np.float32).reshape(-1, 4)
-    own = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    stated = own if areas is None else np.where(np.isnan(areas), own, areas)
+    stated = np.full(len(boxes), np.nan) if areas is None else np.asarray(areas)
     return Scene(
         file, boxes, np.array([r[1] for r in rows], np.int64).reshape(-1), np.array([r[2] for r in rows], bool).reshape(-1),
         tuple(r[3] for r in rows), stated.astype(np.float32).reshape(-1), size, key,
@@ -730,7 +730,8 @@ def _digit_scene(images, labels, grounds, side: int, draw: np.random.Generator, 
         mask[y : y + tall, x : x + wide] = alpha[..., 0] > 0.4
         rows.append(((x, y, x + wide, y + tall), int(labels[which]) + 1, False, mask))
     shapes = [(b, label, crowd, _runs(mask)) for b, label, crowd, mask in rows]
-    return replace(_scene(Path("-"), shapes, None, key), file=canvas.round().clip(0, 255).astype(np.uint8))
+    scene = tidy(_scene(Path("-"), shapes, None, key), (side, side), _Counts())
+    return replace(scene, file=canvas.round().clip(0, 255).astype(np.uint8))
 
 
 def _runs(mask: np.ndarray) -> dict[str, Any]:
