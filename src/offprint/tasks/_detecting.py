@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 
 from offprint.errors import OffprintError
 
+IOU = 0.5  # of two boxes of one class, from different tiles, that overlap more than this, one stays
 Normalise = Callable[[Tensor], Tensor]
 
 
@@ -100,7 +101,6 @@ def detected_in_tiles(
     sizes: Sizes,
     tile: int,
     overlap: float,
-    iou_threshold: float | None,
     limit: int,
     **options: Any,
 ) -> dict[str, Tensor]:
@@ -112,15 +112,13 @@ def detected_in_tiles(
     Args:
         tile: side in pixels of the picture; a smaller picture is read whole.
         overlap: share of a tile that the next one covers again; objects up to this large are whole in one of them.
-        iou_threshold: of two boxes of one class that overlap more than this, the better stays; ``None`` is 0.5.
         limit: most objects of the picture.
     """
     if not 0 <= overlap < 1:
         raise OffprintError(f"overlap={overlap}; tiles overlap by a share from 0 to below 1")
     height, width = picture.shape[-2:]
     if max(height, width) <= tile:
-        return detected(model, picture, normalise, sizes, iou_threshold=iou_threshold, limit=limit, **options) if (
-            iou_threshold is not None) else detected(model, picture, normalise, sizes, limit=limit, **options)  # fmt: skip
+        return detected(model, picture, normalise, sizes, limit=limit, **options)
     step = max(1, round(tile * (1 - overlap)))
     parts, cuts = [], []
     for top in starts(height, tile, step):
@@ -135,9 +133,9 @@ def detected_in_tiles(
             parts.append({**found, "boxes": found["boxes"] + shift})
     merged = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
     cut = torch.cat(cuts)
-    keep = batched_nms(
-        merged["boxes"], merged["scores"], merged["labels"], 0.5 if iou_threshold is None else iou_threshold
-    )
+    order = merged["scores"] + (~cut).to(merged["scores"].dtype)  # what an edge has cut gives way to what is whole
+    keep = batched_nms(merged["boxes"], order, merged["labels"], IOU)
+    keep = keep[merged["scores"][keep].argsort(descending=True, stable=True)]
     merged, cut = {k: v[keep] for k, v in merged.items()}, cut[keep]
     whole = ~_held(merged["boxes"], merged["labels"], cut)
     return {k: v[whole][:limit] for k, v in merged.items()}

@@ -582,9 +582,7 @@ class ObjectDetection(Task):
 
         def find(picture: Tensor) -> dict[str, Tensor]:
             if tile:
-                return detected_in_tiles(
-                    model, picture, normalise, sizes, tile, overlap, None, limit, score_threshold=score
-                )
+                return detected_in_tiles(model, picture, normalise, sizes, tile, overlap, limit, score_threshold=score)
             return detected(model, picture, normalise, sizes, score_threshold=score, limit=limit)
 
         return find

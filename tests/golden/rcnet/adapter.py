@@ -1,7 +1,5 @@
 """How rcnet's neck and its detectors are called."""
 
-import torch
-
 
 def _raw(model, record, x):
     maps = model.pyramid(x)
