@@ -37,6 +37,7 @@ def build(backbone, options, neck, head, classes=2):
         if "deformable" in inspect.signature(getattr(part(neck).build, "__self__", part(neck).build)).parameters:
             chosen["neck"]["deformable"] = False
     heads = {"name": head} | ({"hidden": 16, "proposals": (60, 60, 20, 20), "regions": 16} if "rcnn" in head else {})
+    heads |= {"mask_width": 8} if "mask" in head else {}
     return offprint.create_model(name, num_classes=classes + _counts_background(name), **options, **chosen, head=heads)
 
 

@@ -51,6 +51,7 @@ class TwoStage(nn.Module):
         with_masks: whether a mask is predicted for each box.
         box_pool, mask_pool: how 7x7 and 14x14 windows are pooled; default :class:`~torchvision.ops.MultiScaleRoIAlign`.
         hidden: width of the two layers that classify a window.
+        mask_width: channels of the four convolutions that draw a mask.
         proposals: kept of the proposals (before the suppression in training and in use, after it in training and in use).
         regions: of an image that the second stage learns from; a quarter of them objects.
     """
@@ -71,6 +72,7 @@ class TwoStage(nn.Module):
         box_pool: nn.Module | None = None,
         mask_pool: nn.Module | None = None,
         hidden: int = 1024,
+        mask_width: int = 256,
         proposals: tuple[int, int, int, int] = (2000, 1000, 2000, 1000),
         regions: int = 512,
     ):
@@ -95,8 +97,8 @@ class TwoStage(nn.Module):
         if with_masks:
             mask = {
                 "mask_roi_pool": mask_pool or MultiScaleRoIAlign(pooled, 14, 2),
-                "mask_head": MaskRCNNHeads(width, (256,) * 4, 1),
-                "mask_predictor": MaskRCNNPredictor(256, 256, num_classes + 1),
+                "mask_head": MaskRCNNHeads(width, (mask_width,) * 4, 1),
+                "mask_predictor": MaskRCNNPredictor(mask_width, mask_width, num_classes + 1),
             }
         self.roi_heads = self.second_stage(
             box_roi_pool=box_pool, box_head=TwoMLPHead(width * 49, hidden),
