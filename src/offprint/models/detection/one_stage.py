@@ -38,7 +38,7 @@ class ConvGroup(nn.Module):
     def __init__(self, channels_in: int, channels: int, norm: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels_in, channels, 3, padding=1, bias=not norm)
-        self.gn = nn.GroupNorm(math.gcd(32, channels), channels) if norm else None
+        self.gn = nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels) if norm else None
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
