@@ -102,7 +102,7 @@ def _arm(name: str, neck: str, mode: str, device) -> kit.Arm:
         optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
         first = last = 0.0
-        for step in range(steps):
+        for _ in range(steps):
             chosen = torch.randint(len(images), (batch,), generator=order).tolist()
             told = [{k: v.to(device) for k, v in targets[i].items()} for i in chosen]
             loss = sum(model.losses(images[chosen].to(device), told).values(), torch.zeros((), device=device))

@@ -312,11 +312,14 @@ class RetinaHead(OneStage):
     iou_threshold = 0.5
     coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
     prefixes = ("bbox_head.",)
-    dialects = (Dialect("authors", ((r"^retina_cls\.", "classify."), (r"^retina_reg\.", "regress."))),
-                Dialect("torchvision", ((r"^(classification|regression)_head\.conv\.(\d)\.0\.", r"\1_convs.\2.conv."),
-                                        (r"^classification_convs", "cls_convs"), (r"^regression_convs", "reg_convs"),
-                                        (r"^classification_head\.cls_logits\.", "classify."),
-                                        (r"^regression_head\.bbox_reg\.", "regress."))))  # fmt: skip
+    dialects = (Dialect("authors", ((r"^retina_cls\.", "classify."), (r"^retina_reg\.", "regress."))),)
+    whole_dialects = (Dialect("torchvision", (
+        (r"^backbone\.body\.", "backbone."), (r"^backbone\.fpn\.", "neck.fpn."),
+        (r"^head\.classification_head\.conv\.(\d)\.0\.", r"head.cls_convs.\1.conv."),
+        (r"^head\.regression_head\.conv\.(\d)\.0\.", r"head.reg_convs.\1.conv."),
+        (r"^head\.classification_head\.cls_logits\.", "head.classify."),
+        (r"^head\.regression_head\.bbox_reg\.", "head.regress."),
+    )),)  # fmt: skip
     matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
 
     def decode(self, codes: Tensor, base: Tensor, stride: int) -> Tensor:
