@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.detection import SSD, MaskRCNN, RetinaNet
+from torchvision.models.detection import MaskRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.ssd import SSD
 from torchvision.models.detection.ssdlite import SSDLiteHead
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 

@@ -226,3 +226,30 @@ def test_heads_say_what_they_need():
         RetinaHead(Maps((8, 8), (8, 16)), 0)
     with pytest.raises(OffprintError, match="built for 2 maps, and got 1"):
         RetinaHead(Maps((8, 8), (8, 16)), 2)([torch.zeros(1, 8, 4, 4)])
+
+
+def test_torchvision_weights_of_retinanet_and_its_outputs(tmp_path):
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+    torch.manual_seed(0)
+    raw = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    layers = {f"layer{i}": str(i - 2) for i in range(2, 5)}
+    body = BackboneWithFPN(raw, layers, [128, 256, 512], 16, LastLevelP6P7(512, 16))
+    scales = tuple(tuple(s * 4 * 2 ** (i / 3) for i in range(3)) for s in (8, 16, 32, 64, 128))
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+
+    theirs = RetinaNet(body, 3, anchor_generator=AnchorGenerator(scales, ((0.5, 1.0, 2.0),) * 5)).eval()
+    file = tmp_path / "theirs.pth"
+    torch.save(theirs.state_dict(), file)
+    ours = offprint.create_model(
+        "resnet18_ibn_a+fpn+retinanet", num_classes=3, kind="", checkpoint_path=str(file), depths=(1, 1, 1, 1),
+        neck={"name": "fpn", "out_channels": 16},
+    ).eval()  # fmt: skip
+    image = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        expected = theirs.head(list(theirs.backbone(image).values()))
+        scores, codes = ours(image)
+    rows = [torch.cat([ours.head.rows(m, w) for m in maps], 1) for maps, w in ((scores, 3), (codes, 4))]
+    torch.testing.assert_close(rows[0], expected["cls_logits"])
+    torch.testing.assert_close(rows[1], expected["bbox_regression"])

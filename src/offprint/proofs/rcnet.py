@@ -7,6 +7,10 @@ neither has seen: other digits on other photographs. The rate of each arm is cho
 
 The scenes are PUT TOGETHER from real handwritten digits and real photographs (:func:`offprint.data.boxes.digit_scenes`), not taken by a camera.
 Nothing is said of COCO, and nothing of the size of the paper's gain (+3.7 AP); what is asked is on which side of zero the difference lies.
+
+Before the setting was committed one run of each arm at the full setting (seed 1000, rate 0.003, the scenes that rates are chosen on) showed
+that both learn: AP at IoU 0.5 of 15.5 % over the feature pyramid network and of 20.6 % over RCNet's neck; the loss fell to 0.35 of its start in
+both. Nothing was changed after it; the judged seeds were not run.
 """
 
 from __future__ import annotations
