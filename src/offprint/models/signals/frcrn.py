@@ -28,6 +28,7 @@ input, and the seven strides bring 321 bins, and no other number, to one.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
