@@ -529,7 +529,14 @@ class SteppedRecipe(Recipe):
 _SGD = {"optimizer": "nesterov", "momentum": 0.9, "weight_decay": 5e-4, "decay_vectors": True, "schedule": "step", "warmup_epochs": 0,
         "lr": 0.1, "decay_rate": 0.2}  # fmt: skip
 PRETEXT = {**_SGD, "epochs": 200, "batch_size": 128, "milestones": (0.3, 0.6, 0.8)}  # CIFAR; pictures, each four times
-PRETEXT_LARGE = {**_SGD, "lr": 0.01, "decay_rate": 0.1, "epochs": 50, "batch_size": 192, "milestones": (0.3, 0.6, 0.9)}  # ImageNet
+PRETEXT_LARGE = {
+    **_SGD,
+    "lr": 0.01,
+    "decay_rate": 0.1,
+    "epochs": 50,
+    "batch_size": 192,
+    "milestones": (0.3, 0.6, 0.9),
+}  # ImageNet
 PROBE = {
     "conv": {**_SGD, "epochs": 100, "batch_size": 128, "milestones": (0.35, 0.7, 0.85)},
     "mlp": {**_SGD, "epochs": 100, "batch_size": 128, "milestones": (0.2, 0.4, 0.45)},
