@@ -1,13 +1,15 @@
 """Ten labelled digits of each class, with and without learning turns on digits without labels first.
 
 A narrow NIN of three blocks (a quarter of the paper's widths) learns the quarter turns of 3,000 MNIST digits at 16 pixels, whose labels are
-not read; then all of it learns the classes from ten labelled digits of each. The other arm is the same network from random weights, on
+not read; its first two blocks, with a fresh third, then learn the classes from ten labelled digits of each. The other arm is the same network from random weights, on
 the same labelled digits, batches, shifts and steps; the rate of each is chosen from the same grid on 500 other digits. A seed draws the
 labelled digits, all weights and the pre-training, whose rate is the paper's and not chosen. The pre-training's own cost is left to
 it: labels are what is scarce. The accuracy of the turns is shown and not judged; 0, 1 and 8 look alike upside down.
 
-The paper's comparison (CIFAR-10, 20 to 1,000 labels per class, conv2 frozen) needs a GPU; here the first two blocks go on learning, so
-that a step costs the same in both arms. Setting and band were fixed before the first run on the test digits.
+The paper's comparison (CIFAR-10, 20 to 1,000 labels per class, conv2 frozen, a pretext that reaches 93 %) needs a GPU; here the first two
+blocks go on learning, so that a step costs the same in both arms. Set by one pilot seed on the validation digits, before any run on the
+test digits: digits rather than CIFAR-10 (best of three rates 86.0 and 85.6 % without and with the turns; CIFAR-10 30.4 and 28.6 %),
+blocks that learn on rather than frozen ones (71.6 %), the grid of rates. At this size no gain was to be seen there; the band is the paper's.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from offprint.proofs import Effect, Proof, kit
 LABELS, BATCH = 10, 50
 SIZES = {  # mode: digits without labels, epochs of turns, scale of the widths, epochs on the labels, seeds, rates
     "quick": (300, 1, 0.05, 4, (0,), (0.1,)),
-    "full": (3000, 6, 0.25, 60, (0, 1, 2, 3, 4), (0.02, 0.1)),
-    "gpu": (50_000, 60, 1.0, 200, (0, 1, 2, 3, 4), (0.02, 0.1)),
+    "full": (3000, 4, 0.25, 60, (0, 1, 2, 3, 4), (0.1, 0.3)),
+    "gpu": (50_000, 60, 1.0, 200, (0, 1, 2, 3, 4), (0.1, 0.3)),
 }
 
 
@@ -62,7 +64,7 @@ _learnt: dict[tuple, tuple[dict[str, Tensor], float]] = {}
 
 
 def _turned(mode: str, seed: int, device) -> tuple[dict[str, Tensor], float]:
-    """Weights of the blocks that learnt the turns, and their accuracy (%) on digits that they did not see."""
+    """Weights of the first two blocks after learning the turns, and their accuracy (%) on digits that they did not see."""
     if (mode, seed) not in _learnt:
         count, epochs, scale, *_ = SIZES[mode]
         data = _data(mode).to(device)
@@ -76,7 +78,7 @@ def _turned(mode: str, seed: int, device) -> tuple[dict[str, Tensor], float]:
         with torch.no_grad():
             right = sum(rotations_right(net, part) for part in data.val[0].split(250))
         accuracy = 100 * float(right.sum()) / (4 * len(data.val[0]))
-        _learnt[mode, seed] = {k: v for k, v in net.state_dict().items() if not k.startswith("head.")}, accuracy
+        _learnt[mode, seed] = {k: v for k, v in net.state_dict().items() if k.startswith(("conv1.", "conv2."))}, accuracy
     return _learnt[mode, seed]
 
 

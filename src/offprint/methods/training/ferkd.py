@@ -62,7 +62,9 @@ def kept(form: str, num_classes: int) -> int:
         raise unknown("format of soft labels", form, FORMATS)
     k = int(found[1] or found[2] or 5)
     if not 1 <= k < num_classes:
-        raise OffprintError(f"{form} keeps {k} of {num_classes} classes; give a format that keeps fewer, or ori for all")
+        raise OffprintError(
+            f"{form} keeps {k} of {num_classes} classes; give a format that keeps fewer, or ori for all"
+        )
     return k
 
 
@@ -96,14 +98,18 @@ def recover_soft_labels(labels: Tensor, form: str, num_classes: int, dtype: torc
         return labels
     shape = {"hard": (), "smoothing": (2,)}.get(form, (2, k))
     if tuple(labels.shape[1:]) != shape:
-        raise OffprintError(f"labels of shape {tuple(labels.shape)} are not {form}; expected (M{''.join(f', {n}' for n in shape)})")
+        raise OffprintError(
+            f"labels of shape {tuple(labels.shape)} are not {form}; expected (M{''.join(f', {n}' for n in shape)})"
+        )
     if form == "hard":
         classes, values = labels.view(-1, 1).long(), torch.ones(len(labels), 1, device=labels.device, dtype=dtype)
     else:
         classes, values = (labels[:, i].reshape(len(labels), -1) for i in (0, 1))
         classes = classes.long()
     if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise OffprintError(f"the labels name class {int(classes.max())}, and there are {num_classes}; they are of another data set")
+        raise OffprintError(
+            f"the labels name class {int(classes.max())}, and there are {num_classes}; they are of another data set"
+        )
     if form.startswith("marginal_renorm"):
         values, rest = values / values.sum(1, keepdim=True), torch.zeros_like(values[:, :1])
     else:
@@ -134,7 +140,9 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor, temperature: float = 1.0)
 def check_thresholds(low: float, middle: float, top: float, epsilon: float) -> None:
     """Refuse thresholds that are not in order, and an epsilon that is no share."""
     if not 0 <= low <= middle <= top <= 1:
-        raise OffprintError(f"thresholds low={low}, middle={middle}, top={top}; expected 0 <= low <= middle <= top <= 1")
+        raise OffprintError(
+            f"thresholds low={low}, middle={middle}, top={top}; expected 0 <= low <= middle <= top <= 1"
+        )
     if not 0 <= epsilon < 1:
         raise OffprintError(f"epsilon={epsilon}; expected a share from 0 to below 1")
 
@@ -193,7 +201,9 @@ def partners(permutation: Sequence[int] | Tensor, images: int) -> Tensor:
     return (slots[:, None] * images + torch.arange(images, device=slots.device)).flatten()
 
 
-def mix(images: Tensor, labels: Tensor, rows: Tensor, lam: float, box: Sequence[int] | None = None) -> tuple[Tensor, Tensor, float]:
+def mix(
+    images: Tensor, labels: Tensor, rows: Tensor, lam: float, box: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor, float]:
     """Mixup, or CutMix where a box is given, with the images and labels of other rows of the batch.
 
     Args:
@@ -230,7 +240,9 @@ def selfmix(
         OffprintError: rows that are no whole number of images.
     """
     if len(images) % len(permutation):
-        raise OffprintError(f"{len(images)} rows are no {len(permutation)} crops of each image; give a crop-major batch")
+        raise OffprintError(
+            f"{len(images)} rows are no {len(permutation)} crops of each image; give a crop-major batch"
+        )
     rows = partners(permutation, len(images) // len(permutation)).to(images.device)
     return mix(images, labels, rows, lam, box)
 
@@ -314,10 +326,21 @@ class FerKD(Method):
 
     def settle(self, job: Any) -> None:
         if not self.labels:
-            raise OffprintError("ferkd learns from stored labels: labels=DIR, made by offprint label --teacher RUN --data ... --out DIR")
+            raise OffprintError(
+                "ferkd learns from stored labels: labels=DIR, made by offprint label --teacher RUN --data ... --out DIR"
+            )
         if not hasattr(job.how, "label_smoothing"):
-            raise OffprintError(f"ferkd trains classifiers of pictures, and {job.model} is trained by another kind of recipe")
-        unused = {"mixup": 0.0, "cutmix": 0.0, "label_smoothing": 0.0, "color_jitter": 0.0, "auto_augment": "", "random_erasing": 0.0}
+            raise OffprintError(
+                f"ferkd trains classifiers of pictures, and {job.model} is trained by another kind of recipe"
+            )
+        unused = {
+            "mixup": 0.0,
+            "cutmix": 0.0,
+            "label_smoothing": 0.0,
+            "color_jitter": 0.0,
+            "auto_augment": "",
+            "random_erasing": 0.0,
+        }
         left = [name for name, none in unused.items() if getattr(job.how, name) != none]
         if left:
             job.say(f"stored crops take the place of the recipe's {', '.join(left)}")
@@ -333,7 +356,12 @@ class FerKD(Method):
             top_values(self.store.read(0).labels, self.store.form)  # hard labels are refused before any work
             shares = self.store.shares(job.data.train.targets, self.low, self.middle, self.top, self.score)
             self.found = {k: round(100 * v, 2) for k, v in shares.items()}
-            job.say("crops: " + ", ".join(f"{100 * shares[k]:.1f} % {w}" for k, w in zip(KINDS, ("dropped", "hard", "soft"), strict=True)))
+            job.say(
+                "crops: "
+                + ", ".join(
+                    f"{100 * shares[k]:.1f} % {w}" for k, w in zip(KINDS, ("dropped", "hard", "soft"), strict=True)
+                )
+            )
         job.say(self.store.told())
 
     def loaders(self, job: Any, loaders: Any) -> Any:
