@@ -352,7 +352,7 @@ def box_of(coords: Sequence[float], size: tuple[int, int]) -> tuple[int, int, in
 def cut(image: Image.Image, coords: Sequence[float], flip: bool, side: int, mode: Image.Resampling) -> np.ndarray:
     """A crop (side, side, C) as bytes."""
     box = box_of(coords, (image.height, image.width))
-    part = np.asarray(image.resize((side, side), mode, box=box))
+    part = np.asarray(image.crop(box).resize((side, side), mode))  # not resize(box=), which looks at pixels beyond the box
     return part[:, ::-1] if flip else part
 
 
