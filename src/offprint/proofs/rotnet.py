@@ -78,7 +78,10 @@ def _turned(mode: str, seed: int, device) -> tuple[dict[str, Tensor], float]:
         with torch.no_grad():
             right = sum(rotations_right(net, part) for part in data.val[0].split(250))
         accuracy = 100 * float(right.sum()) / (4 * len(data.val[0]))
-        _learnt[mode, seed] = {k: v for k, v in net.state_dict().items() if k.startswith(("conv1.", "conv2."))}, accuracy
+        _learnt[mode, seed] = (
+            {k: v for k, v in net.state_dict().items() if k.startswith(("conv1.", "conv2."))},
+            accuracy,
+        )
     return _learnt[mode, seed]
 
 

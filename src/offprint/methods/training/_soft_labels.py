@@ -352,7 +352,9 @@ def box_of(coords: Sequence[float], size: tuple[int, int]) -> tuple[int, int, in
 def cut(image: Image.Image, coords: Sequence[float], flip: bool, side: int, mode: Image.Resampling) -> np.ndarray:
     """A crop (side, side, C) as bytes."""
     box = box_of(coords, (image.height, image.width))
-    part = np.asarray(image.crop(box).resize((side, side), mode))  # not resize(box=), which looks at pixels beyond the box
+    part = np.asarray(
+        image.crop(box).resize((side, side), mode)
+    )  # not resize(box=), which looks at pixels beyond the box
     return part[:, ::-1] if flip else part
 
 
@@ -690,15 +692,18 @@ class Replay(Dataset):
             return found, chosen, self.store.recovered(part)
         return found, chosen, whole[chosen]
 
+    def cut_all(self, index: int, found: SoftLabels, chosen: Sequence[int] | None = None) -> Tensor:
+        """Crops of a picture, those of ``chosen`` or all: (n, C, S, S)."""
+        picture = self.images[index][0].convert("RGB")
+        coords, flips = found.coords.tolist(), found.flips.tolist()
+        which = range(len(coords)) if chosen is None else chosen
+        parts = [cut(picture, coords[c], flips[c], self.side, Image.Resampling.BILINEAR) for c in which]
+        return _normalised(parts, self.mean, self.std, self.grey)
+
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, n = key
         found, chosen, labels = self.choose(index, n)
-        picture = self.images[index][0].convert("RGB")
-        parts = [
-            cut(picture, found.coords[c].tolist(), bool(found.flips[c]), self.side, Image.Resampling.BILINEAR)
-            for c in chosen.tolist()
-        ]
-        return _normalised(parts, self.mean, self.std, self.grey), labels
+        return self.cut_all(index, found, chosen.tolist()), labels
 
 
 class _Visits(Dataset):
