@@ -31,6 +31,7 @@ from offprint.methods.training._soft_labels import (
     read_released,
 )
 from offprint.methods.training.ferkd import (
+    Regions,
     calibrate_regions,
     crop_major,
     cut_box,
@@ -278,11 +279,11 @@ def test_regions_go_by_the_stored_value_and_the_surest_crop_is_left(images, stor
         probabilities, torch.tensor([1, 1, 2]), 0.2, 0.35, 0.95, stored_top=torch.tensor([0.1, 0.5, 0.5])
     )
     assert shifted[1].tolist() == [0, 2, 2]
-    none = Replay(images, store, 8, {}, 3, (0.0, 0.0, 0.0, 0.1, "top1"))  # everything is above the highest threshold
+    none = Replay(images, store, 8, {}, 3, Regions(0.0, 0.0, 0.0))  # everything is above the highest threshold
     found, chosen, _ = none.choose(5, 3)
     assert chosen.tolist() == [int(found.labels.amax(1).argmax())] * 3
-    some = Replay(images, store, 8, {}, 3, (0.0, 0.3, float(store.read(5).labels.amax(1).median()), 0.1, "top1"))
-    assert found.labels.amax(1)[some.choose(5, 3)[1]].max() <= some.calibrate[2] + 1e-6
+    some = Replay(images, store, 8, {}, 3, Regions(0.0, 0.3, float(store.read(5).labels.amax(1).median())))
+    assert found.labels.amax(1)[some.choose(5, 3)[1]].max() <= some.adapt.top + 1e-6
     with pytest.raises(OffprintError, match="low=0.5, middle=0.3"):
         make("ferkd:low=0.5")
 

@@ -1,6 +1,6 @@
 """Cluttered digits from a teacher's stored answers: labels as usual, soft labels (FKD), calibrated regions (FerKD), and SelfMix.
 
-A canvas of 40 pixels holds a digit somewhere and pieces of other digits, so that many crops miss it. A teacher learns 4,000 of them once; its
+A canvas of 40 pixels holds a digit somewhere and pieces of other digits, so that some crops miss it. A teacher learns 4,000 of them once; its
 answers to 16 crops of each of 1,500 go to disk as ``marginal_smoothing_k5``, and four students, alike and cut from the same files, learn
 from these crops: with the picture's own label; with the teacher's answer; with the regions of FerKD (thresholds and epsilon of the
 library, not tuned here); and with SelfMix on top. A step is 25 pictures of 4 crops in every arm. Students are tested on whole
@@ -22,12 +22,9 @@ from torch import Tensor, nn
 
 from offprint.data.digits import mnist
 from offprint.data.images import ArrayImages
-from offprint.methods.training._soft_labels import Replay, generate_soft_labels, open_labels, region_kinds
+from offprint.methods.training._soft_labels import Replay, generate_soft_labels, open_labels
 from offprint.methods.training.ferkd import (
-    EPSILON,
-    LOW,
-    MIDDLE,
-    TOP,
+    Regions,
     crop_major,
     quantize_soft_labels,
     random_mix,
@@ -41,17 +38,17 @@ CANVAS, SIDE, IMAGES, CROPS = 40, 24, 25, 4
 FORM = "marginal_smoothing_k5"
 SIZES = {  # mode: teacher's pictures and epochs, students' pictures, stored crops, passes, seeds, rates
     "quick": (200, 1, 50, 4, 1, (0,), (3e-3,)),
-    "full": (4000, 8, 1500, 16, 6, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
+    "full": (4000, 10, 1500, 16, 6, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
     "gpu": (4000, 60, 4000, 200, 40, tuple(range(10)), (1e-3, 3e-3, 1e-2)),
 }
 
 
 def _canvases(digits: np.ndarray, seed: int) -> np.ndarray:
-    """A digit and eight pieces of others on each canvas: (N, 40, 40, 3) bytes."""
+    """A digit and four pieces of others on each canvas: (N, 40, 40, 3) bytes."""
     draw = np.random.default_rng(seed)
     out = np.zeros((len(digits), CANVAS, CANVAS), np.uint8)
     for canvas, digit in zip(out, digits, strict=True):
-        for _ in range(8):
+        for _ in range(4):
             piece = digits[draw.integers(len(digits))]
             i, j = draw.integers(4, 16, 2)
             y, x = draw.integers(0, CANVAS - 8, 2)
@@ -123,12 +120,11 @@ def _stored(mode: str) -> dict[str, Tensor]:
             teacher, data, folder, classes=names, crops=crops, form=FORM, size=SIDE, preprocessing=plain, batch=100
         )
         store = open_labels(folder, data, names)
-        calibrate = (LOW, MIDDLE, TOP, EPSILON, "top1")
         replay = Replay(data, store, SIDE, plain, 1)
         rows = []
         for i in range(pictures):
             found = store.read(i)
-            adapted, kinds, scores = region_kinds(store, found, int(labels[i]), calibrate)
+            adapted, kinds, scores = store.adapted(found, int(labels[i]), Regions())
             rows.append((replay.cut_all(i, found), store.recovered(found), adapted, kinds, scores))
     pixels, soft, adapted, kinds, scores = (torch.stack(column) for column in zip(*rows, strict=True))
     surest = F.one_hot(scores.argmax(1), crops).bool()
@@ -146,7 +142,7 @@ def _arm(name: str, mode: str, device) -> kit.Arm:
         target = {"labels": truth, "FKD": stored["soft"]}.get(name, stored["adapted"])
         may = stored["valid"] if name.startswith("FerKD") else torch.ones_like(stored["valid"])
         torch.manual_seed(seed)
-        net = _Net(12).to(device)
+        net = _Net(8).to(device)
         draw, steps = torch.Generator().manual_seed(seed), pictures // IMAGES
         optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=passes * steps)
@@ -167,7 +163,7 @@ def _arm(name: str, mode: str, device) -> kit.Arm:
         x, y = _whole(part)
         return kit.accuracy(net, (x.to(device), y.to(device)), 500)
 
-    return kit.Arm(name, run, kit.macs(_Net(12), 1, 1, SIDE, SIDE))
+    return kit.Arm(name, run, kit.macs(_Net(8), 1, 1, SIDE, SIDE))
 
 
 def _bytes_of(form: str, stored: dict[str, Tensor]) -> int:

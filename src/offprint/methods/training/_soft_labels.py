@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,19 +28,99 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from offprint.data.images import Seeded
-from offprint.errors import DataError, OffprintError
+from offprint.errors import DataError, OffprintError, unknown
 from offprint.files import atomic_write
-from offprint.methods.training.ferkd import (
-    calibrate_regions,
-    kept,
-    quantize_soft_labels,
-    recover_soft_labels,
-    top_values,
-)
 
 INDEX, SUFFIX, RELEASED = "soft_labels.json", ".safetensors", ".tar"
 SCALE, RATIO = (0.08, 0.936), (3 / 4, 4 / 3)  # FKD's
-HALF_EXACT = 2048  # whole numbers up to here are exact in half precision
+FORMATS = ("hard", "smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm_k5", "ori")
+KINDS = ("discard", "hard", "soft")  # of crops, where something adapts their labels
+Adapt = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+# -- short answers --------------------------------------------------------------------------------------------------------
+def kept(form: str, num_classes: int) -> int:
+    """How many classes a format keeps of each answer: 0 for ``ori``, which keeps all of them without their names.
+
+    Raises:
+        OffprintError: no such format, or one that keeps more classes than there are.
+    """
+    if form in ("hard", "smoothing"):
+        return 1
+    if form in ("ori", "full"):
+        return 0
+    found = re.fullmatch(r"marginal_(?:smoothing_k(\d+)|renorm(?:_k(\d+))?)", form)
+    if found is None:
+        raise unknown("format of soft labels", form, FORMATS)
+    k = int(found[1] or found[2] or 5)
+    if not 1 <= k < num_classes:
+        raise OffprintError(
+            f"{form} keeps {k} of {num_classes} classes; give a format that keeps fewer, or ori for all"
+        )
+    return k
+
+
+def quantize_soft_labels(probabilities: Tensor, form: str) -> Tensor:
+    """Answers (M, C) as FKD stores them.
+
+    Returns:
+        ``hard`` (M,) classes; ``smoothing`` (M, 2) class and probability; ``marginal_*`` (M, 2, k) classes, as numbers with a point, and
+        probabilities, largest first; ``ori`` (M, C).
+    """
+    k = kept(form, probabilities.shape[1])
+    if form == "hard":
+        return probabilities.argmax(1)
+    if not k:
+        return probabilities
+    values, classes = probabilities.topk(k, dim=1)
+    both = torch.stack([classes.to(values), values], 1)
+    return both[:, :, 0] if form == "smoothing" else both
+
+
+def recover_soft_labels(labels: Tensor, form: str, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Distributions (M, C) from what :func:`quantize_soft_labels` kept; ``dtype`` is of those from ``hard`` labels, which are whole numbers.
+
+    Raises:
+        OffprintError: labels of another format, or of more classes.
+    """
+    k = kept(form, num_classes)
+    if not k:
+        if labels.ndim != 2 or labels.shape[1] != num_classes:
+            raise OffprintError(f"labels of shape {tuple(labels.shape)} are not {form} of {num_classes} classes")
+        return labels
+    shape = {"hard": (), "smoothing": (2,)}.get(form, (2, k))
+    if tuple(labels.shape[1:]) != shape:
+        raise OffprintError(
+            f"labels of shape {tuple(labels.shape)} are not {form}; expected (M{''.join(f', {n}' for n in shape)})"
+        )
+    if form == "hard":
+        classes, values = labels.view(-1, 1).long(), torch.ones(len(labels), 1, device=labels.device, dtype=dtype)
+    else:
+        classes, values = (labels[:, i].reshape(len(labels), -1) for i in (0, 1))
+        classes = classes.long()
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise OffprintError(
+            f"the labels name class {int(classes.max())}, and there are {num_classes}; they are of another data set"
+        )
+    if form.startswith("marginal_renorm"):
+        values, rest = values / values.sum(1, keepdim=True), torch.zeros_like(values[:, :1])
+    else:
+        rest = (1 - values.sum(1, keepdim=True)) / (num_classes - k)
+        rest = torch.zeros_like(rest) if form == "hard" else rest
+    return rest.expand(-1, num_classes).scatter(1, classes, values)
+
+
+def top_values(labels: Tensor, form: str) -> Tensor:
+    """The teacher's largest probability (M,) as it was stored.
+
+    Raises:
+        OffprintError: of ``hard`` labels, which do not hold it.
+    """
+    if form == "hard":
+        raise OffprintError("hard labels do not say how sure the teacher was; calibrate=false, or store another format")
+    if form == "smoothing":
+        return labels[:, 1]
+    return labels[:, 1, 0] if labels.ndim == 3 else labels.amax(1)
 
 
 # -- names and fingerprints ----------------------------------------------------------------------------------------------
@@ -93,7 +174,7 @@ class SoftLabels:
     Attributes:
         coords: (M, 4), top, left, height and width of each crop as shares of the picture's height and width.
         flips: (M,), whether a crop was flipped.
-        labels: as :func:`~offprint.methods.training.ferkd.quantize_soft_labels` gives them.
+        labels: as :func:`quantize_soft_labels` gives them.
     """
 
     coords: Tensor
@@ -220,26 +301,19 @@ class LabelStore:
         """(M, C)."""
         return recover_soft_labels(found.labels, self.form, self.num_classes)
 
-    def shares(
-        self, targets: Sequence[int], low: float, middle: float, top: float, score: str = "top1", most: int = 2000
-    ) -> dict[str, float]:
+    def adapted(self, found: SoftLabels, target: int, adapt: Adapt) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels (M, C), kinds (M,) as places in :data:`KINDS`, and scores (M,) of the crops of a picture of this class."""
+        whole, stored = self.recovered(found), top_values(found.labels, self.form)
+        return adapt(whole, stored, torch.full((len(whole),), target, dtype=torch.long))
+
+    def shares(self, targets: Sequence[int], adapt: Adapt, most: int = 2000) -> dict[str, float]:
         """Shares of crops that are dropped, hard and soft, over at most so many pictures at even steps."""
         step, counts = -(-len(self) // most), torch.zeros(3)
         for i in range(0, len(self), step):
             found = self.read(i)
-            kinds = region_kinds(self, found, int(targets[i]), (low, middle, top, 0.0, score))[1]
+            kinds = self.adapted(found, int(targets[i]), adapt)[1]
             counts += torch.bincount(kinds, minlength=3)
-        return dict(zip(("discard", "hard", "soft"), (counts / counts.sum()).tolist(), strict=True))
-
-
-def region_kinds(
-    store: LabelStore, found: SoftLabels, target: int, calibrate: tuple[float, float, float, float, str]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Labels, kinds and scores of a picture's crops; as :func:`~offprint.methods.training.ferkd.calibrate_regions`."""
-    low, middle, top, epsilon, score = calibrate
-    whole, stored = store.recovered(found), top_values(found.labels, store.form)
-    classes = torch.full((len(whole),), target, dtype=torch.long)
-    return calibrate_regions(whole, classes, low, middle, top, epsilon, score, stored)
+        return dict(zip(KINDS, (counts / counts.sum()).tolist(), strict=True))
 
 
 def read_index(root: str | Path) -> dict[str, Any]:
@@ -430,7 +504,7 @@ def generate_soft_labels(
         out: folder.
         classes: names of the data's classes.
         crops: of each picture.
-        form: what is kept of an answer, see :mod:`~offprint.methods.training.ferkd`.
+        form: what is kept of an answer, one of :data:`FORMATS`.
         half: half precision for places and probabilities.
         seed: of the crops.
         scale: share of the area of a crop.
@@ -661,14 +735,14 @@ class Replay(Dataset):
         side: of a crop, in pixels; it is made by bilinear resizing.
         preprocessing: ``mean`` and ``std`` of the student.
         channels: 3 or 1.
-        calibrate: (low, middle, top, epsilon, score), or ``None`` for the labels as they are.
+        adapt: ``adapt(distributions, largest stored probabilities, classes)`` to labels, kinds and scores; ``None``: as they are.
     """
 
     def __init__(
         self, images: Any, store: LabelStore, side: int, preprocessing: Mapping[str, Any], channels: int = 3,
-        calibrate: tuple[float, float, float, float, str] | None = None,
+        adapt: Adapt | None = None,
     ):  # fmt: skip
-        self.images, self.store, self.side, self.calibrate = images, store, side, calibrate
+        self.images, self.store, self.side, self.adapt = images, store, side, adapt
         self.mean, self.std = _ends(preprocessing, channels)
         self.grey = channels == 1
 
@@ -678,11 +752,11 @@ class Replay(Dataset):
     def choose(self, index: int, n: int) -> tuple[SoftLabels, Tensor, Tensor]:
         """The labels of a picture, ``n`` of its crops that have something to teach, and their distributions (n, classes)."""
         found = self.store.read(index)
-        if self.calibrate is None:
+        if self.adapt is None:
             valid = torch.arange(len(found.coords))
             whole = None
         else:
-            whole, kinds, scores = region_kinds(self.store, found, int(self.images.targets[index]), self.calibrate)
+            whole, kinds, scores = self.store.adapted(found, int(self.images.targets[index]), self.adapt)
             valid = (kinds > 0).nonzero()[:, 0]
             valid = valid if len(valid) else scores.argmax()[None]
         order = valid[torch.randperm(len(valid))]

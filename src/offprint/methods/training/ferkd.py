@@ -26,7 +26,6 @@ without running anything they hold. Released students are plain files of torchvi
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,100 +36,49 @@ from torch import Tensor
 
 from offprint.errors import OffprintError, unknown
 from offprint.methods.registry import Method, register_method
+from offprint.methods.training._soft_labels import (
+    FORMATS,
+    KINDS,
+    Replay,
+    ReplayData,
+    generate_soft_labels,
+    open_labels,
+    quantize_soft_labels,
+    read_released,
+    recover_soft_labels,
+    top_values,
+)
 from offprint.tasks.hooks import around_step
 
-FORMATS = ("hard", "smoothing", "marginal_smoothing_k5", "marginal_smoothing_k10", "marginal_renorm_k5", "ori")
 LOW, MIDDLE, TOP, EPSILON = 0.1, 0.3, 0.95, 0.1
 SCORES = ("top1", "groundtruth")
 MIXES = ("none", "selfmix", "batch")
-KINDS = ("discard", "hard", "soft")
+
+__all__ = [
+    "FORMATS",
+    "KINDS",
+    "FerKD",
+    "Regions",
+    "calibrate_regions",
+    "crop_major",
+    "cut_box",
+    "generate_soft_labels",
+    "mix",
+    "open_labels",
+    "partners",
+    "quantize_soft_labels",
+    "random_mix",
+    "read_released",
+    "recover_soft_labels",
+    "regions",
+    "selfmix",
+    "soft_cross_entropy",
+    "softened",
+    "top_values",
+]
 
 
-# -- short labels --------------------------------------------------------------------------------------------------------
-def kept(form: str, num_classes: int) -> int:
-    """How many classes a format keeps of each answer: 0 for ``ori``, which keeps all of them without their names.
-
-    Raises:
-        OffprintError: no such format, or one that keeps more classes than there are.
-    """
-    if form in ("hard", "smoothing"):
-        return 1
-    if form in ("ori", "full"):
-        return 0
-    found = re.fullmatch(r"marginal_(?:smoothing_k(\d+)|renorm(?:_k(\d+))?)", form)
-    if found is None:
-        raise unknown("format of soft labels", form, FORMATS)
-    k = int(found[1] or found[2] or 5)
-    if not 1 <= k < num_classes:
-        raise OffprintError(
-            f"{form} keeps {k} of {num_classes} classes; give a format that keeps fewer, or ori for all"
-        )
-    return k
-
-
-def quantize_soft_labels(probabilities: Tensor, form: str) -> Tensor:
-    """Answers (M, C) as FKD stores them.
-
-    Returns:
-        ``hard`` (M,) classes; ``smoothing`` (M, 2) class and probability; ``marginal_*`` (M, 2, k) classes, as numbers with a point, and
-        probabilities, largest first; ``ori`` (M, C).
-    """
-    k = kept(form, probabilities.shape[1])
-    if form == "hard":
-        return probabilities.argmax(1)
-    if not k:
-        return probabilities
-    values, classes = probabilities.topk(k, dim=1)
-    both = torch.stack([classes.to(values), values], 1)
-    return both[:, :, 0] if form == "smoothing" else both
-
-
-def recover_soft_labels(labels: Tensor, form: str, num_classes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Distributions (M, C) from what :func:`quantize_soft_labels` kept; ``dtype`` is of those from ``hard`` labels, which are whole numbers.
-
-    Raises:
-        OffprintError: labels of another format, or of more classes.
-    """
-    k = kept(form, num_classes)
-    if not k:
-        if labels.ndim != 2 or labels.shape[1] != num_classes:
-            raise OffprintError(f"labels of shape {tuple(labels.shape)} are not {form} of {num_classes} classes")
-        return labels
-    shape = {"hard": (), "smoothing": (2,)}.get(form, (2, k))
-    if tuple(labels.shape[1:]) != shape:
-        raise OffprintError(
-            f"labels of shape {tuple(labels.shape)} are not {form}; expected (M{''.join(f', {n}' for n in shape)})"
-        )
-    if form == "hard":
-        classes, values = labels.view(-1, 1).long(), torch.ones(len(labels), 1, device=labels.device, dtype=dtype)
-    else:
-        classes, values = (labels[:, i].reshape(len(labels), -1) for i in (0, 1))
-        classes = classes.long()
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise OffprintError(
-            f"the labels name class {int(classes.max())}, and there are {num_classes}; they are of another data set"
-        )
-    if form.startswith("marginal_renorm"):
-        values, rest = values / values.sum(1, keepdim=True), torch.zeros_like(values[:, :1])
-    else:
-        rest = (1 - values.sum(1, keepdim=True)) / (num_classes - k)
-        rest = torch.zeros_like(rest) if form == "hard" else rest
-    return rest.expand(-1, num_classes).scatter(1, classes, values)
-
-
-def top_values(labels: Tensor, form: str) -> Tensor:
-    """The teacher's largest probability (M,) as it was stored.
-
-    Raises:
-        OffprintError: of ``hard`` labels, which do not hold it.
-    """
-    if form == "hard":
-        raise OffprintError("hard labels do not say how sure the teacher was; calibrate=false, or store another format")
-    if form == "smoothing":
-        return labels[:, 1]
-    return labels[:, 1, 0] if labels.ndim == 3 else labels.amax(1)
-
-
+# -- the loss ------------------------------------------------------------------------------------------------------------
 def soft_cross_entropy(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
     """Mean over the batch of the cross-entropy of logits (B, C) to distributions (B, C)."""
     return F.cross_entropy(logits / temperature, labels)
@@ -187,6 +135,22 @@ def calibrate_regions(
     kinds = regions(scores, low, middle, top)
     hard = softened(target, probabilities.shape[1], epsilon, probabilities.dtype)
     return torch.where((kinds == 1)[:, None], hard, probabilities), kinds, scores
+
+
+@dataclass(frozen=True)
+class Regions:
+    """The arguments of :func:`calibrate_regions`, to be applied to each picture's labels as they are read."""
+
+    low: float = LOW
+    middle: float = MIDDLE
+    top: float = TOP
+    epsilon: float = EPSILON
+    score: str = "top1"
+
+    def __call__(self, probabilities: Tensor, stored_top: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return calibrate_regions(
+            probabilities, target, self.low, self.middle, self.top, self.epsilon, self.score, stored_top
+        )
 
 
 # -- mixing --------------------------------------------------------------------------------------------------------------
@@ -324,6 +288,9 @@ class FerKD(Method):
         if self.mix == "selfmix" and self.crops < 2:
             raise OffprintError("selfmix mixes crops of one image; give crops=2 or more")
 
+    def _regions(self) -> Regions:
+        return Regions(self.low, self.middle, self.top, self.epsilon, self.score)
+
     def settle(self, job: Any) -> None:
         if not self.labels:
             raise OffprintError(
@@ -347,14 +314,12 @@ class FerKD(Method):
             job.how = replace(job.how, **{name: unused[name] for name in left})
 
     def data(self, job: Any) -> None:
-        from offprint.methods.training._soft_labels import open_labels
-
         if not hasattr(job.data, "classes"):
             raise OffprintError("ferkd trains classifiers of pictures")
         self.store = open_labels(self.labels, job.data.train, job.data.classes, released=self.released)
         if self.calibrate:
             top_values(self.store.read(0).labels, self.store.form)  # hard labels are refused before any work
-            shares = self.store.shares(job.data.train.targets, self.low, self.middle, self.top, self.score)
+            shares = self.store.shares(job.data.train.targets, self._regions())
             self.found = {k: round(100 * v, 2) for k, v in shares.items()}
             job.say(
                 "crops: "
@@ -365,12 +330,11 @@ class FerKD(Method):
         job.say(self.store.told())
 
     def loaders(self, job: Any, loaders: Any) -> Any:
-        from offprint.methods.training._soft_labels import Replay, ReplayData
         from offprint.tasks.classification import side_of
 
-        calibrate = (self.low, self.middle, self.top, self.epsilon, self.score) if self.calibrate else None
         preprocessing, channels = job.how.pictures(job.entry.preprocessing), getattr(job.network, "in_chans", 3)
-        self.replay = Replay(job.data.train, self.store, side_of(job), preprocessing, channels, calibrate)
+        adapt = self._regions() if self.calibrate else None
+        self.replay = Replay(job.data.train, self.store, side_of(job), preprocessing, channels, adapt)
         return ReplayData(self.replay, loaders, self.crops, job.how.epochs)
 
     def module(self, job: Any, module: Any) -> Any:
