@@ -2,12 +2,16 @@
 
 A canvas of 40 pixels holds a digit somewhere and pieces of other digits, so that some crops miss it. A teacher learns 4,000 of them once; its
 answers to 16 crops of each of 1,500 go to disk as ``marginal_smoothing_k5``, and four students, alike and cut from the same files, learn
-from these crops: with the picture's own label; with the teacher's answer; with the regions of FerKD (thresholds and epsilon of the
-library, not tuned here); and with SelfMix on top. A step is 25 pictures of 4 crops in every arm. Students are tested on whole
-canvases that nobody saw; rates are chosen from the same grid on 500 others. A seed draws weights, order and crops; files and teacher are
-the same for all seeds. The shares of dropped, hard and soft crops are figures.
+from these crops: with the picture's own label; with the teacher's answer; with the regions of FerKD; and with SelfMix on top. A step is 25
+pictures of 4 crops in every arm. Students are tested on whole canvases that nobody saw; rates are chosen from the same grid on 500
+others. A seed draws weights, order and crops; files and teacher are the same for all seeds. The shares of dropped, hard and soft crops
+are figures.
 
-Setting and bands were fixed before the first run on the test canvases.
+The paper's thresholds are not known. Of four settings (low, middle, top), one pilot seed on the validation canvases at a rate of 0.02 took
+(0.2, 0.3, 1.0): 69.4 %, against 69.0 for (0.1, 0.3, 1.0), 64.8 for (0.2, 0.4, 0.99), and less for the library's (0.1, 0.3, 0.95), which had
+58.6 where FKD had 66.8 (rate 0.006); FKD had 70.6. So in a training as short as this one sure crops still teach, and hardly any crop
+is dropped. The clutter (eight pieces at first) and the grid of rates were set in the same pilots; setting and bands were fixed before
+the first run on the test canvases.
 """
 
 from __future__ import annotations
@@ -36,9 +40,10 @@ from offprint.proofs import Effect, Proof, kit
 ARMS = ("labels", "FKD", "FerKD", "FerKD + SelfMix")
 CANVAS, SIDE, IMAGES, CROPS = 40, 24, 25, 4
 FORM = "marginal_smoothing_k5"
+REGIONS = Regions(low=0.2, middle=0.3, top=1.0)
 SIZES = {  # mode: teacher's pictures and epochs, students' pictures, stored crops, passes, seeds, rates
     "quick": (200, 1, 50, 4, 1, (0,), (3e-3,)),
-    "full": (4000, 10, 1500, 16, 6, (0, 1, 2, 3, 4), (2e-3, 6e-3)),
+    "full": (4000, 10, 1500, 16, 6, (0, 1, 2, 3, 4), (6e-3, 2e-2)),
     "gpu": (4000, 60, 4000, 200, 40, tuple(range(10)), (1e-3, 3e-3, 1e-2)),
 }
 
@@ -124,7 +129,7 @@ def _stored(mode: str) -> dict[str, Tensor]:
         rows = []
         for i in range(pictures):
             found = store.read(i)
-            adapted, kinds, scores = store.adapted(found, int(labels[i]), Regions())
+            adapted, kinds, scores = store.adapted(found, int(labels[i]), REGIONS)
             rows.append((replay.cut_all(i, found), store.recovered(found), adapted, kinds, scores))
     pixels, soft, adapted, kinds, scores = (torch.stack(column) for column in zip(*rows, strict=True))
     surest = F.one_hot(scores.argmax(1), crops).bool()
