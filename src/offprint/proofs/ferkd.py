@@ -145,7 +145,7 @@ def _arm(name: str, mode: str, device) -> kit.Arm:
         stored = {k: v.to(device) for k, v in _stored(mode).items()}
         truth = F.one_hot(stored["truth"], 10).float()[:, None].expand(-1, crops, -1)
         target = {"labels": truth, "FKD": stored["soft"]}.get(name, stored["adapted"])
-        may = stored["valid"] if name.startswith("FerKD") else torch.ones_like(stored["valid"])
+        may = (stored["valid"] if name.startswith("FerKD") else torch.ones_like(stored["valid"])).float()
         torch.manual_seed(seed)
         net = _Net(8).to(device)
         draw, steps = torch.Generator().manual_seed(seed), pictures // IMAGES
@@ -153,10 +153,11 @@ def _arm(name: str, mode: str, device) -> kit.Arm:
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=passes * steps)
         for _ in range(passes):
             for index in torch.randperm(pictures, generator=draw).split(IMAGES)[:steps]:
-                chances = (
-                    may[index].float().cpu() + 1e-6
-                )  # crops that may be drawn come first, others where there are too few
-                chosen = torch.multinomial(chances, min(CROPS, crops), generator=draw).to(device)
+                taken = may[index.to(device)].cpu()
+                chosen = torch.multinomial(taken + 1e-6, min(CROPS, crops), generator=draw)
+                chosen = torch.where(taken.gather(1, chosen) > 0, chosen, chosen[:, :1]).to(
+                    device
+                )  # too few: one again
                 index = index.to(device)
                 x, q = (crop_major(t[index[:, None], chosen]) for t in (stored["pixels"], target))
                 x, q = random_mix(x, q, chosen.shape[1], "selfmix" if name.endswith("SelfMix") else "none")

@@ -24,7 +24,7 @@ from offprint.proofs import Effect, Proof, kit
 
 LABELS, BATCH = 10, 50
 SIZES = {  # mode: digits without labels, epochs of turns, scale of the widths, epochs on the labels, seeds, rates
-    "quick": (300, 1, 0.05, 4, (0,), (0.1,)),
+    "quick": (100, 1, 0.04, 2, (0,), (0.1,)),
     "full": (3000, 4, 0.25, 60, (0, 1, 2, 3, 4), (0.1, 0.3)),
     "gpu": (50_000, 60, 1.0, 200, (0, 1, 2, 3, 4), (0.1, 0.3)),
 }

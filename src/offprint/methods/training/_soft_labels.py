@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from offprint.data.images import Seeded
 from offprint.errors import DataError, OffprintError, unknown
@@ -780,7 +779,7 @@ class Replay(Dataset):
         return self.cut_all(index, found, chosen.tolist()), labels
 
 
-class _Visits(Dataset):
+class Visits(Dataset):
     """:class:`Replay` asked by (epoch, index, n): what is drawn depends on seed, epoch and index alone."""
 
     def __init__(self, base: Replay, seed: int):
@@ -820,30 +819,3 @@ class CropSampler(Sampler[list[tuple[int, int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         return iter(self.batches)
-
-
-class ReplayData(L.LightningDataModule):
-    """Training batches from soft labels; validation as it was."""
-
-    def __init__(self, replay: Replay, before: Any, crops: int, epochs: int):
-        super().__init__()
-        self.replay, self.before, self.crops, self.epochs = replay, before, crops, epochs
-        self.batch_size, self.seed, self.workers = before.batch_size, before.seed, before.workers
-
-    def train_dataloader(self) -> DataLoader:
-        trainer = self.trainer
-        sampler = CropSampler(
-            len(self.replay),
-            trainer.current_epoch,
-            self.epochs,
-            self.crops,
-            self.batch_size,
-            self.seed,
-            trainer.global_rank,
-            trainer.world_size,
-        )
-        return DataLoader(_Visits(self.replay, self.seed), batch_sampler=sampler, num_workers=self.workers)
-
-    def val_dataloader(self) -> DataLoader:
-        self.before.trainer = self.trainer
-        return self.before.val_dataloader()

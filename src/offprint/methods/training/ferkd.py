@@ -40,7 +40,6 @@ from offprint.methods.training._soft_labels import (
     FORMATS,
     KINDS,
     Replay,
-    ReplayData,
     generate_soft_labels,
     open_labels,
     quantize_soft_labels,
@@ -330,6 +329,7 @@ class FerKD(Method):
         job.say(self.store.told())
 
     def loaders(self, job: Any, loaders: Any) -> Any:
+        from offprint.methods.training._replay import ReplayData
         from offprint.tasks.classification import side_of
 
         preprocessing, channels = job.how.pictures(job.entry.preprocessing), getattr(job.network, "in_chans", 3)
