@@ -36,7 +36,19 @@ QUIET = {"progress": False, "accelerator": "cpu", "logger": "none"}
 TRIALS: dict = {
     "knowledge-concentration": lambda folder, data: specialists(folder, data),
     "guidance": lambda folder, data: "guidance:guide=torchvision/squeezenet1_1",
+    "ferkd": lambda folder, data: soft_labels(folder, data),
 }
+
+
+def soft_labels(folder, data):
+    """Answers of a random teacher, written once."""
+    from offprint.methods.training._soft_labels import generate_soft_labels
+
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, len(data.classes)))
+    if not (folder / "labels").exists():
+        generate_soft_labels(teacher, data.train, folder / "labels", classes=data.classes, crops=4, form="ori", size=32)
+    return {"name": "ferkd", "labels": str(folder / "labels"), "crops": 2, "low": 0.0}
 
 
 def specialists(folder, data):
