@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from reading import NUMBER, array, precision, said
 
-from offprint.models.detection.fcenet import FCELoss, SETTINGS, contours, decode_polygons, fourier_signature
+from offprint.models.detection.fcenet import SETTINGS, FCELoss, contours, decode_polygons, fourier_signature, resample
 
 CALLS = {
     "custom: raw head outputs of the three levels (strides 8, 16, 32): cls_res, then reg_res, level by level": (
@@ -24,8 +24,6 @@ def _points(record):
 def signature(record):
     k, expected = record["inputs"]["fourier_degree"], record["expected"]
     first, step, last, samples = said(record, "t = #, #, ..., # of # samples")[:4]
-    from offprint.models.detection.fcenet import resample
-
     # "about 400 points": how many are asked for; what comes is counted
     wanted = said(record, "resampling to about # points")
     for i, polygon in enumerate(_points(record)):
@@ -76,13 +74,16 @@ def postprocess(record):
         points=points, text_repr=given["text_repr_type"],
     )  # fmt: skip
     maps = FCELoss(degree).targets(tuple(given["image_size"]), _points(record), given["ignored"])
-    slope, middle, part = said(record, "tr = #(#·text-1)+n/#")
+    rules = (said(record, "tr = #(#·text-#)+n/#"), said(record, "tc = #(#·centre-#)+n/#"))
+    divisors = said(record, "[-tr/#, tr/#, -tc/#, tc/#]")
     levels = []
     for target, seed in zip(maps, given["noise_seeds"], strict=True):
         noise = torch.from_numpy(golden.array(target.shape[1:], seed).astype(golden.dtype(record)))
-        text, centre = (slope * (middle * torch.from_numpy(target[i]).to(noise) - 1) + noise / part for i in (0, 1))
-        half = said(record, "[-tr/#, tr/")
-        logits = torch.stack([-text / half, text / half, -centre / half, centre / half])
+        text, centre = (
+            slope * (times * torch.from_numpy(target[i]).to(noise) - less) + noise / part
+            for i, (slope, times, less, part) in enumerate(rules)
+        )
+        logits = torch.stack([v / d for v, d in zip((-text, text, -centre, centre), divisors, strict=True)])
         levels.append({"cls_res": logits, "reg_res": torch.from_numpy(target[3:]).to(noise)})
     found = decode_polygons(levels, how)
     yield "count", len(found), expected["count"], 0
@@ -99,4 +100,23 @@ def postprocess(record):
 
 
 CASES = {"fourier_signature": signature, "targets_and_losses": targets_and_losses, "postprocess": postprocess}
-WORDS = {}
+_SHAPE, _SLACK = "the shape of what is compared", "how much slack the comparison has"
+WORDS = {
+    "fcenet_resnet50_fpn": {
+        "levels of stride 8, 16, 32": "the strides of the architecture, held by the shapes of the outputs",
+        "cls_res (4) and reg_res (22)": _SHAPE,
+        "macs at 736x736": "held in test_fcenet_.py",
+    },
+    "fourier_signature": {"signature: (2k+1, 2)": _SHAPE, "(1 pixel of slack": _SLACK},
+    "postprocess": {
+        "the 22 target maps": _SHAPE,
+        "of the 50 points": "in the arguments that the source states",
+        "Allow 2 pixels": _SLACK,
+    },
+    "targets_and_losses": {
+        "11 real parts, 11 imaginary parts": _SHAPE,
+        "all 25 channels": _SHAPE,
+        "cls_res 4 channels, reg_res 22": _SHAPE,
+        "(strides 8, 16, 32)": "the strides of the architecture, held by the shapes of the maps",
+    },
+}

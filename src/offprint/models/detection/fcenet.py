@@ -608,16 +608,14 @@ def _takes(reductions: Sequence[int]) -> tuple[int, ...]:
 register_part("fce", "head", FourierText, paper="fcenet", task="text", takes=_takes)
 
 
-def _released(file: str, data: str, precision: float, recall: float, hmean: float) -> Weights:
+def _released(name: str, digest: str, data: str, precision: float, recall: float, hmean: float, stamp: str = "") -> Weights:
+    page = "configs/textdet/fcenet"
     return Weights(
-        url=f"https://download.openmmlab.com/mmocr/textdet/fcenet/{file}",
-        publisher="authors",
-        dialect="authors",
-        licence="Apache-2.0",
-        sha256=file.rsplit("-", 1)[1].removesuffix(".pth"),
+        url=f"https://download.openmmlab.com/mmocr/textdet/fcenet/{name}/{name}{stamp}-{digest}.pth",
+        publisher="authors", dialect="authors", licence="Apache-2.0", sha256=digest,
         metrics={data: {"precision": precision, "recall": recall, "hmean": hmean}},
-        metrics_source="github.com/open-mmlab/mmocr configs/textdet/fcenet/README.md",
-    )
+        metrics_source=f"github.com/open-mmlab/mmocr {page}/README.md, as shares of 1",
+    )  # fmt: skip
 
 
 # Sec. 4.2 and configs/textdet/fcenet
@@ -625,6 +623,8 @@ _RECIPE = {
     "optimizer": "sgd", "lr": 1e-3, "reference_batch": 8, "momentum": 0.9, "weight_decay": 5e-4, "decay_vectors": True, "epochs": 1500,
     "batch_size": 8, "schedule": "poly", "warmup_epochs": 0, "min_lr": 1e-7, "clip_grad": 10.0, "data": "icdar2015",
 }  # fmt: skip
+_TOTALTEXT = {**_RECIPE, "batch_size": 16, "reference_batch": 16, "schedule": "step", "decay_rate": 0.8, "decay_epochs": 200, "min_lr": 0.0,
+              "data": "totaltext"}  # fmt: skip
 register(
     paper="fcenet",
     kind="detection",
@@ -637,6 +637,15 @@ register(
     },
     input_size=(3, 800, 800),
     preprocessing={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"},
-    recipe=_RECIPE,
+    weights={
+        "fcenet_resnet50_fpn": {
+            "icdar2015": _released("fcenet_resnet50_fpn_1500e_icdar2015", "167d9042", "icdar2015", 82.43, 88.34, 85.28, "_20220826_140941"),
+            "totaltext": _released("fcenet_resnet50_fpn_1500e_totaltext", "91bd37af", "totaltext", 84.85, 78.10, 81.34),
+        },
+        "fcenet_resnet50_dcnv2_fpn": {
+            "ctw1500": _released("fcenet_resnet50-dcnv2_fpn_1500e_ctw1500", "4d705392", "ctw1500", 86.89, 82.96, 84.88, "_20220825_221510"),
+        },
+    },
+    recipes={"training": _RECIPE, "totaltext": _TOTALTEXT},
     exceptions={"training": {"fcenet_resnet50_dcnv2_fpn": {"data": "ctw1500"}}},
 )
