@@ -377,7 +377,7 @@ def _decode_level(logits: np.ndarray, c: np.ndarray, stride: int, how: Decoding)
     blobs, count = ndimage.label(ndimage.binary_fill_holes(score > how.score_threshold), np.ones((3, 3)))
     y, x = np.nonzero((blobs > 0) & (score > 0))
     if not count or not len(y):
-        return np.zeros((0, how.points, 2), np.int32), np.zeros(0)
+        return np.zeros((0, 4 if how.text_repr == "quad" else how.points, 2), np.int32), np.zeros(0)
     mine = c[:, y, x].T.astype(np.complex128)
     mine[:, c.shape[0] // 2] += x + 1j * y
     polygons, scores, blob = contours(mine * stride, how.points).astype(np.int32), score[y, x], blobs[y, x]
@@ -621,9 +621,9 @@ def _released(name: str, digest: str, data: str, precision: float, recall: float
 # Sec. 4.2 and configs/textdet/fcenet
 _RECIPE = {
     "optimizer": "sgd", "lr": 1e-3, "reference_batch": 8, "momentum": 0.9, "weight_decay": 5e-4, "decay_vectors": True, "epochs": 1500,
-    "batch_size": 8, "schedule": "poly", "warmup_epochs": 0, "min_lr": 1e-7, "clip_grad": 10.0, "data": "icdar2015",
+    "batch_size": 8, "schedule": "constant", "power": 0.9, "warmup_epochs": 0, "min_lr": 1e-7, "clip_grad": 10.0, "color_jitter": 0.32, "data": "icdar2015",
 }  # fmt: skip
-_TOTALTEXT = {**_RECIPE, "batch_size": 16, "reference_batch": 16, "schedule": "step", "decay_rate": 0.8, "decay_epochs": 200, "min_lr": 0.0,
+_TOTALTEXT = {**_RECIPE, "batch_size": 16, "reference_batch": 16, "schedule": "step", "power": 0.0, "decay_rate": 0.8, "decay_epochs": 200, "min_lr": 0.0,
               "data": "totaltext"}  # fmt: skip
 register(
     paper="fcenet",
