@@ -77,19 +77,49 @@ def without_repeats(polygon: np.ndarray) -> np.ndarray:
 
 def regions(polygons: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """Shapely's polygons: those that cross themselves by a buffer of zero, or its convex hull where that falls into pieces."""
+    return regions_and_simple(polygons)[0]
+
+
+def regions_and_simple(polygons: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`regions`, and which of the polygons are their own, crossing themselves nowhere."""
     shapely = need("shapely", "detection", "overlap of polygons")
     made = (
         shapely.polygons(polygons)
         if isinstance(polygons, np.ndarray) and polygons.dtype != object
         else np.array([shapely.polygons(np.asarray(p, float).reshape(-1, 2)) for p in polygons], object)
     )
-    broken = ~shapely.is_valid(made)
-    if broken.any():
-        mended = shapely.buffer(made[broken], 0)
+    simple = shapely.is_valid(made)
+    if not simple.all():
+        mended = shapely.buffer(made[~simple], 0)
         pieces = shapely.get_type_id(mended) != 3
         mended[pieces] = shapely.convex_hull(mended[pieces])
-        made[broken] = mended
-    return made
+        made[~simple] = mended
+    return made, simple
+
+
+def areas(polygons: np.ndarray) -> np.ndarray:
+    """Signed areas (...) of polygons (..., n, 2); positive where the points run clockwise as seen, y being downwards."""
+    after = np.roll(polygons, -1, -2)
+    return (polygons[..., 0] * after[..., 1] - after[..., 0] * polygons[..., 1]).sum(-1) / 2
+
+
+def least_overlap(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """A lower bound (m,) of intersection over union of a simple polygon (n, 2) with simple ones (m, n, 2) of as many points.
+
+    Moving each point of the one to its fellow of the other, edges sweep an area S. A place that lies in one alone has been swept, so that the
+    symmetric difference is at most S, and the overlap at least :math:`(A + B - S) / (A + B + S)`. -1 where the two run in opposite directions.
+    """
+    one, others = one.astype(float), others.astype(float)
+    moved, edge = others - one, np.roll(one, -1, 0) - one
+    ahead = np.roll(moved, -1, 1)
+    # of each edge the triangles (a, a', b) and (a', b', b)
+    first = np.abs(edge[..., 0] * moved[..., 1] - edge[..., 1] * moved[..., 0])
+    side = moved - edge
+    second = np.abs(ahead[..., 0] * side[..., 1] - ahead[..., 1] * side[..., 0])
+    swept = (first + second).sum(1) / 2
+    a, b = areas(one), areas(others)
+    both = np.abs(a) + np.abs(b)
+    return np.where((a * b > 0), (both - swept) / np.maximum(both + swept, 1e-12), -1.0)
 
 
 def overlaps(one: np.ndarray, other: np.ndarray) -> np.ndarray:

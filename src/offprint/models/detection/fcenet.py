@@ -34,7 +34,7 @@ from offprint.errors import DataError, OffprintError, unknown
 from offprint.models.checkpoint import Dialect
 from offprint.models.parts import Maps, register_part
 from offprint.models.registry import Weights, register
-from offprint.nn.polygons import fill, overlaps, regions, smallest_box, without_repeats
+from offprint.nn.polygons import fill, least_overlap, overlaps, regions_and_simple, smallest_box, without_repeats
 
 STRIDES = (8, 16, 32)
 RANGES = {  # of the longer side over the image's height, by level
@@ -344,18 +344,24 @@ SETTINGS = {"icdar2015": Decoding(alpha=1.2, beta=1.0, text_repr="quad"), "ctw15
 def polygon_nms(polygons: np.ndarray, scores: np.ndarray, iou_threshold: float = 0.1) -> np.ndarray:
     """Indices of the polygons (N, n, 2) that are kept, best first: the best one, then the best of those that overlap none kept.
 
-    Only polygons whose boxes meet are cut with one another. Among equal scores the later is the better. Those without area are left out.
+    Only polygons whose boxes meet, and of which no bound says already that they overlap, are cut with one another. Among equal scores the later
+    is the better. Those without area are left out.
     """
     if not len(polygons):
         return np.zeros(0, int)
     order = np.argsort(scores, kind="stable")[::-1]
     low, high = polygons.min(1), polygons.max(1)
     shapes: np.ndarray = np.full(len(polygons), None, object)
+    simple = np.zeros(len(polygons), bool)
+
+    def prepare(which: np.ndarray) -> None:
+        new = which[np.equal(shapes[which], None)]
+        shapes[new], simple[new] = regions_and_simple(polygons[new])
+
     kept = []
     while len(order):
         best, order = order[0], order[1:]
-        if shapes[best] is None:
-            shapes[best] = regions(polygons[best : best + 1])[0]
+        prepare(np.array([best]))
         if shapes[best].area == 0:
             continue
         kept.append(best)
@@ -363,10 +369,13 @@ def polygon_nms(polygons: np.ndarray, scores: np.ndarray, iou_threshold: float =
         near = order[meets]
         if not len(near):
             continue
-        new = near[np.equal(shapes[near], None)]
-        shapes[new] = regions(polygons[new])
+        prepare(near)
+        over = np.zeros(len(near), bool)
+        if simple[best]:
+            over = simple[near] & (least_overlap(polygons[best], polygons[near]) > iou_threshold + 1e-9)
+        over[~over] = overlaps(shapes[best], shapes[near[~over]]) > iou_threshold
         gone = np.zeros(len(order), bool)
-        gone[meets] = overlaps(shapes[best], shapes[near]) > iou_threshold
+        gone[meets] = over
         order = order[~gone]
     return np.array(kept, int)
 
