@@ -183,20 +183,39 @@ def find_text(
         side: to which the longer side is brought.
         preprocessing: mean and std.
     """
-    like, found = next(model.parameters()), []
-    for left, top, right, bottom in _windows(*picture.size):
+    like, width, height = next(model.parameters()), *picture.size
+    whole: list[Found] = []
+    cut: list[Found] = []
+    for left, top, right, bottom in _windows(width, height):
         part = picture.crop((left, top, right, bottom))
         factor = side / max(part.size)
         size = tuple(max(1, round(v * factor)) for v in part.size)
         x = _tensor(part.resize(size, Image.Resampling.BILINEAR), preprocessing, int(getattr(model, "in_chans", 3)))  # type: ignore[arg-type]
         x = F.pad(x, (0, -x.shape[2] % 32, 0, -x.shape[1] % 32))
         ratio = np.array(part.size) / np.array(size)
+        near = 0.02 * min(part.size)  # of an inner edge: the next window may see all of such a word
         for polygon, score in decode_polygons(model(x[None].to(like)), how):
-            moved = polygon * ratio + (left, top)
-            found.append(Found(moved.clip(0, np.array(picture.size)), score))
+            moved = (polygon * ratio + (left, top)).clip(0, (width, height))
+            low, high = moved.min(0), moved.max(0)
+            at_edge = any(
+                (a > 0 and low[i] < a + near) or (b < n and high[i] > b - near)
+                for i, (a, b, n) in enumerate(((left, right, width), (top, bottom, height)))
+            )
+            (cut if at_edge else whole).append(Found(moved, score))
+    found = _best(whole, how.iou_threshold)
+    if cut:
+        shapely, shapes = need("shapely", "detection", "overlap of polygons"), regions([f.polygon for f in found])
+        for one in _best(cut, how.iou_threshold):
+            piece = regions([one.polygon])[0]
+            if not len(shapes) or shapely.area(shapely.intersection(piece, shapes)).max() <= how.iou_threshold * piece.area:
+                found.append(one)
+    return sorted(found, key=lambda f: -f.score)
+
+
+def _best(found: Sequence[Found], iou_threshold: float) -> list[Found]:
     if not found:
         return []
-    kept = polygon_nms(np.stack([f.polygon for f in found]), np.array([f.score for f in found]), how.iou_threshold)
+    kept = polygon_nms(np.stack([f.polygon for f in found]), np.array([f.score for f in found]), iou_threshold)
     return [found[i] for i in kept]
 
 
