@@ -34,23 +34,25 @@ def _kept(name: str, batch: int, side: int, required: float, note: str = "") -> 
               required=required, note=note, growth=True)  # fmt: skip
 
 
-def _pair(name: str, batch: int, side: int) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+def _pair(name: str, batch: int, side: int, mode: str = "tune") -> tuple[nn.Module, nn.Module, torch.Tensor]:
     torch.manual_seed(0)
     plain = torchvision.models.get_model(name, weights=None)
-    eval_, tune = (in_mode(plain, mode) for mode in ("eval", "tune"))
-    return eval_, tune, torch.randn(batch, 3, side, side)
+    return in_mode(plain, "eval"), in_mode(plain, mode), torch.randn(batch, 3, side, side)
+
+
+def _raced(name: str, mode: str, batch: int, side: int, seconds: float, required: float, note: str = "") -> Row:
+    eval_, other, x = _pair(name, batch, side, mode)
+    took = race(_step(other, x), _step(eval_, x), seconds, rounds=3)
+    what = f"{name}, {batch} x {side} px: training step in {mode} mode"
+    return Row("tune-mode", what, "eval mode", *took, required=required, note=note)
 
 
 def rows(batch: int = 8, side: int = 224, seconds: float = 20.0) -> Iterator[Row]:
     for name, (speed, memory) in NETWORKS.items():
         yield from _kept(name, batch, side, memory)
-        eval_, tune, x = _pair(name, batch, side)
-        yield Row("tune-mode", f"{name}, {batch} x {side} px: training step", "eval mode", *race(_step(tune, x), _step(eval_, x), seconds, rounds=3),
-                  required=speed, note="" if speed else "shown: its maps are small beside its kernels")  # fmt: skip
-    yield from _kept(
-        "resnet18",
-        4,
-        4 * side // 7,
-        0.0,
-        "shown: at small batches the folded kernels are larger than the maps they save",
-    )
+        note = "" if speed else "shown: its maps are small beside its kernels"
+        yield _raced(name, "tune", batch, side, seconds, speed, note)
+    ceiling = "shown: without any norm left, this is the most that folding could reach"
+    yield _raced("resnet50", "deploy", batch, side, seconds, 0.0, ceiling)
+    small = "shown: at small batches the folded kernels are larger than the maps they save"
+    yield from _kept("resnet18", 4, 4 * side // 7, 0.0, small)

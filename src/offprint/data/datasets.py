@@ -190,6 +190,8 @@ SETS = (
     _named("brats21", "BraTS 2021", "synapse.org, syn25829067", "by registration", "segmentation", "four MR volumes and a tumour"),
     _named("hcp-rest", "HCP, rest", "humanconnectome.org", "by registration", "connectivity", "a subject's series of regions"),
     _named("hcp-task", "HCP, task", "humanconnectome.org", "by registration", "connectivity", "a subject's series of regions"),
+    _named("lits", "LiTS, liver tumours", "competitions.codalab.org/competitions/17094", "CC BY-NC-SA 4.0", "segmentation", "a CT volume, its liver and tumours"),
+    _named("3dircadb", "3D-IRCADb-01", "ircad.fr/research/data-sets", "CC BY-NC-ND 4.0", "segmentation", "a CT volume, its liver and tumours"),
     # -- dense prediction and retrieval, as claims name them
     _named("ade20k", "ADE20K", "groups.csail.mit.edu/vision/datasets/ADE20K", _RESEARCH, "segmentation", "a picture and a class a pixel"),
     _named("cityscapes", "Cityscapes", "cityscapes-dataset.com", _RESEARCH, "segmentation", "a picture and a class a pixel"),

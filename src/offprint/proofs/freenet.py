@@ -12,9 +12,15 @@ import numpy as np
 import torch
 
 from offprint.data.scenes import simulated_scene
-from offprint.models.segmentation.freenet import FreeNet, StratifiedSampler, fixed_num_sample, masked_loss, poly_rate
+from offprint.models.segmentation.freenet import (
+    FreeNet,
+    StratifiedSampler,
+    fixed_num_sample,
+    masked_loss,
+    poly_rate,
+    scores,
+)
 from offprint.proofs import Effect, Proof, kit
-from offprint.tasks.scenes import scores
 
 ARMS = ("one mini-batch", "all pixels", "stratified")
 PER_CLASS, MINIBATCH = 20, 5

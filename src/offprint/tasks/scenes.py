@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from offprint.data.georeference import georeference, map_tiff
 from offprint.data.masks import colour_of
 from offprint.data.scenes import Scene, open_scene, simulated_scene
 from offprint.errors import DataError, OffprintError, unknown
@@ -22,7 +23,14 @@ from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry
-from offprint.models.segmentation.freenet import SEED, StratifiedSampler, fixed_num_sample, masked_loss, poly_rate
+from offprint.models.segmentation.freenet import (
+    SEED,
+    StratifiedSampler,
+    fixed_num_sample,
+    masked_loss,
+    poly_rate,
+    scores,
+)
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.folder import WEIGHTS
 from offprint.tasks.results import Figures, Result, canvas, finish
@@ -49,34 +57,6 @@ class SceneRecipe:
         for name in ("lr", "epochs", "per_class", "minibatch"):
             if not getattr(self, name) > 0:
                 raise OffprintError(f"recipe: {name}={getattr(self, name)!r}; it must be above 0")
-
-
-def scores(predicted: Tensor, labels: Tensor, classes: int, added: float = 1e-6) -> dict[str, Any]:
-    """Overall and average accuracy and Cohen's kappa over the pixels that have a class.
-
-    Args:
-        predicted, labels: classes from 1; pixels labelled 0 do not count.
-        classes: number of classes.
-        added: to the number of pixels of each class, as in the authors' code.
-
-    Returns:
-        ``oa``, ``aa``, ``kappa`` and ``per_class`` as shares; ``aa_tested`` is the mean over the classes that have pixels at all.
-    """
-    keep = labels > 0
-    truth, said = labels[keep].long() - 1, predicted[keep].long() - 1
-    if not len(truth):
-        raise DataError("not one pixel has a class to be judged by")
-    counts = torch.bincount(truth * classes + said, minlength=classes * classes).view(classes, classes).double()
-    total, hit, of = counts.sum(), counts.diag(), counts.sum(1)
-    agreed, chance = hit.sum() / total, (counts.sum(0) * of).sum() / total**2
-    each = hit / (of + added)
-    return {
-        "oa": float(agreed),
-        "aa": float(each.mean()),
-        "kappa": float((agreed - chance) / (1 - chance)) if chance < 1 else 1.0,
-        "per_class": each.tolist(),
-        "aa_tested": float((hit / of.clamp(min=1))[of > 0].mean()),
-    }
 
 
 def memory_of(model: nn.Module, height: int, width: int) -> float:
@@ -175,17 +155,21 @@ class ClassMaps(Result):
         return [{"scene": r["scene"], "class": c, "share": s} for r in self.rows for c, s in r["shares"].items()]
 
     def save(self, path: str | Path) -> Path:
-        """Write the maps: one to ``.png`` (colours) or ``.npy`` (numbers), several to a folder as both; ``.json`` and ``.csv`` for the shares."""
+        """Write the maps: one to ``.png`` (colours), ``.npy`` or ``.tif`` (numbers), several to a folder as the first two; ``.json`` and ``.csv``
+        for the shares. A scene from a GeoTIFF gives a ``.tif`` with its georeference in the folder too."""
         path, kind = Path(path), Path(path).suffix.lower()
         if kind in (".json", ".csv", ".tsv"):
             return super().save(path)
-        if kind and (len(self.maps) != 1 or kind not in (".png", ".npy")):
-            raise OffprintError(f"{path}: one map is written to a .png or a .npy, several to a folder")
+        if kind and (len(self.maps) != 1 or kind not in (".png", ".npy", ".tif", ".tiff")):
+            raise OffprintError(f"{path}: one map is written to a .png, a .npy or a .tif, several to a folder")
         for row, found in zip(self.rows, self.maps, strict=True):
             stem = Path(row["scene"]).stem
-            targets = [path] if kind else [path / f"{stem}_classes.png", path / f"{stem}_classes.npy"]
-            for target in targets:
-                atomic_write(target, _png(found) if target.suffix.lower() == ".png" else _npy(found))
+            place = georeference(row["scene"])
+            endings = [".png", ".npy", *([".tif"] if place else [])]
+            for target in [path] if kind else [path / f"{stem}_classes{ending}" for ending in endings]:
+                writers = {".png": _png, ".npy": _npy}
+                write = writers.get(target.suffix.lower(), lambda found, place=place: map_tiff(found, place))
+                atomic_write(target, write(found))
         return path
 
     def draw(self, path: str | Path) -> Path:

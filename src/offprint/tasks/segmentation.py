@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from offprint.data.georeference import georeference, map_tiff
 from offprint.data.masks import IGNORE, Classes, MaskedPictures, MaskSplits, colour_of, open_masks
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError, unknown
@@ -298,22 +299,24 @@ class Masks(Result):
         ]
 
     def save(self, path: str | Path) -> Path:
-        """Write the masks: one to a ``.png``, several to a folder, as ``NAME_mask.png`` in the classes' colours, with ``NAME_overlay.png``
-        beside them; ``.json``, ``.csv`` and ``.tsv`` for the shares."""
+        """Write the masks: one to a ``.png`` or ``.tif``, several to a folder, as ``NAME_mask.png`` in the classes' colours (``.tif`` with the
+        georeference of a picture that has one), with ``NAME_overlay.png`` beside them; ``.json``, ``.csv`` and ``.tsv`` for the shares."""
         path = Path(path)
         if path.suffix.lower() in (".json", ".csv", ".tsv"):
             return super().save(path)
-        one = path.suffix.lower() == ".png" and len(self.masks) == 1
+        one = path.suffix.lower() in (".png", ".tif", ".tiff") and len(self.masks) == 1
         if path.suffix and not one:
             raise OffprintError(
-                f"{path}: masks are written to a folder, one mask to a .png, shares to .json, .csv or .tsv"
+                f"{path}: masks are written to a folder, one mask to a .png or .tif, shares to .json, .csv or .tsv"
             )
         for row, mask in zip(self.rows, self.masks, strict=True):
             stem = Path(row["image"]).stem
-            target = path if one else path / f"{stem}_mask.png"
+            place = georeference(row["image"])
+            target = path if one else path / f"{stem}_mask{'.tif' if place else '.png'}"
             if target.exists() and target.resolve() == Path(row["image"]).resolve():
                 raise OffprintError(f"{target} is the picture itself; choose another --out")
-            row["file"] = str(atomic_write(target, self._png(mask)))
+            raster = self._png(mask) if target.suffix.lower() == ".png" else map_tiff(mask, place, self._palette())
+            row["file"] = str(atomic_write(target, raster))
             over = target.with_name(f"{target.stem}_overlay.png" if one else f"{stem}_overlay.png")
             atomic_write(over, _bytes(self.overlay(row, mask)))
         return path
@@ -325,8 +328,11 @@ class Masks(Result):
             else Image.fromarray(mask.astype(np.int32))
         )
         if image.mode == "P":
-            image.putpalette([v for i in range(256) for v in self._colour(i)])
+            image.putpalette(self._palette())
         return _bytes(image)
+
+    def _palette(self) -> list[int]:
+        return [v for i in range(256) for v in self._colour(i)]
 
     def _colour(self, index: int) -> tuple[int, int, int]:
         colours = self.classes.colours if self.classes else ()

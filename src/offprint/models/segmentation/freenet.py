@@ -16,13 +16,14 @@ joined from the top by sums of reduced maps. GroupNorms have eps 1e-5; parameter
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offprint.errors import OffprintError
+from offprint.errors import DataError, OffprintError
 from offprint.models.registry import register
 
 SEED = 2333  # of the authors' split, seeds, and order
@@ -224,6 +225,34 @@ class StratifiedSampler:
         seed = int(self.seeds[-2 - epoch % (self.SEEDS - 1)])
         batches = minibatch_sample(self.labels, self.train, self.minibatch, seed)
         return [batches[i] for i in self.order(epoch)]
+
+
+def scores(predicted: Tensor, labels: Tensor, classes: int, added: float = 1e-6) -> dict[str, Any]:
+    """Overall and average accuracy and Cohen's kappa over the pixels that have a class.
+
+    Args:
+        predicted, labels: classes from 1; pixels labelled 0 do not count.
+        classes: number of classes.
+        added: to the number of pixels of each class, as in the authors' code.
+
+    Returns:
+        ``oa``, ``aa``, ``kappa`` and ``per_class`` as shares; ``aa_tested`` is the mean over the classes that have pixels at all.
+    """
+    keep = labels > 0
+    truth, said = labels[keep].long() - 1, predicted[keep].long() - 1
+    if not len(truth):
+        raise DataError("not one pixel has a class to be judged by")
+    counts = torch.bincount(truth * classes + said, minlength=classes * classes).view(classes, classes).double()
+    total, hit, of = counts.sum(), counts.diag(), counts.sum(1)
+    agreed, chance = hit.sum() / total, (counts.sum(0) * of).sum() / total**2
+    each = hit / (of + added)
+    return {
+        "oa": float(agreed),
+        "aa": float(each.mean()),
+        "kappa": float((agreed - chance) / (1 - chance)) if chance < 1 else 1.0,
+        "per_class": each.tolist(),
+        "aa_tested": float((hit / of.clamp(min=1))[of > 0].mean()),
+    }
 
 
 def poly_rate(step: int, total: int, lr: float = 1e-3, power: float = 0.9) -> float:
