@@ -32,7 +32,9 @@ def _maps(seed: int = 0) -> list[dict[str, Tensor]]:
         maps = torch.from_numpy(target)
         noise = torch.randn(maps.shape, generator=draw, dtype=torch.float64)
         text, centre = (4 * (2 * maps[i] - 1) + noise[i] / 2 for i in (0, 1))
-        levels.append({"cls_res": torch.stack([-text, text, -centre, centre]) / 2, "reg_res": maps[3:] + 0.03 * noise[3:]})
+        levels.append(
+            {"cls_res": torch.stack([-text, text, -centre, centre]) / 2, "reg_res": maps[3:] + 0.03 * noise[3:]}
+        )
     return levels
 
 
@@ -91,4 +93,6 @@ def rows(seconds: float = 8.0) -> Iterator[Row]:
     if len(ours) != len(theirs) or any((a.polygon != b.polygon).any() for a, b in zip(ours, theirs, strict=True)):
         raise AssertionError(f"the two ways give other polygons ({len(ours)} and {len(theirs)})")
     took = race(partial(decode_polygons, levels, HOW), partial(_plain, levels), seconds)
-    yield Row("fcenet", f"decoding of 1280 x 720 px, {len(ours)} words", "point by point in Python", *took, required=3.0)
+    yield Row(
+        "fcenet", f"decoding of 1280 x 720 px, {len(ours)} words", "point by point in Python", *took, required=3.0
+    )

@@ -28,7 +28,7 @@ from offprint.models.info import model_info
 from offprint.models.parts import Maps
 from offprint.nn.polygons import areas, fill, least_overlap, overlaps, regions, smallest_box
 from offprint.tasks.contract import Ready, by_name
-from offprint.tasks.text import Matches, Texts, TextRecipe, find_text, turned
+from offprint.tasks.text import Matches, TextRecipe, Texts, find_text, turned
 
 BENT = np.array([[139, 90], [161, 74], [185, 65], [210, 63], [235, 67], [261, 78], [289, 95], [283, 130], [260, 112], [236, 101], [211, 97], [186, 99], [160, 107], [133, 123]])  # fmt: skip
 WORD = np.array([[20, 30], [120, 25], [122, 55], [21, 61]])
@@ -51,7 +51,9 @@ def test_a_signature_gives_its_outline_back_whatever_the_direction_and_the_first
         assert np.abs(contours(fourier_signature(other)) - one).max() < 2.5
     shift = fourier_signature(BENT + [100, 50]) - fourier_signature(BENT)
     assert shift[5] == pytest.approx([100, 50]) and np.abs(np.delete(shift, 5, 0)).max() < 1e-9
-    many = np.array([[60 + 40 * np.cos(t), 50 + 20 * np.sin(t)] for t in np.linspace(0, 2 * np.pi, 900, endpoint=False)])
+    many = np.array(
+        [[60 + 40 * np.cos(t), 50 + 20 * np.sin(t)] for t in np.linspace(0, 2 * np.pi, 900, endpoint=False)]
+    )
     assert np.abs(fourier_signature(many)).max() < 61  # of edges so short that each would get no point
 
 
@@ -85,7 +87,9 @@ def test_of_two_overlapping_boxes_filled_at_once_the_shared_inside_is_empty():
 
 def test_the_bound_on_overlap_is_below_it_and_suppression_is_that_of_every_pair():
     draw = np.random.default_rng(1)
-    c = np.concatenate([draw.normal(size=(60, 5)), draw.uniform(30, 70, (60, 1)), draw.normal(size=(60, 5)) + [18, 4, 0, 0, 0]], 1)
+    c = np.concatenate(
+        [draw.normal(size=(60, 5)), draw.uniform(30, 70, (60, 1)), draw.normal(size=(60, 5)) + [18, 4, 0, 0, 0]], 1
+    )
     c[:, 5] *= draw.uniform(0.5, 6, 60)
     polygons = contours(c + 1j * np.roll(c, 7, 0)).astype(np.int32)
     shapes = regions(polygons)
@@ -136,11 +140,13 @@ def test_a_level_without_words_has_a_finite_loss_and_the_two_forms_differ_in_the
     levels = [{"cls_res": torch.randn(1, 4, *m.shape[2:], requires_grad=True), "reg_res": torch.randn(1, 22, *m.shape[2:], requires_grad=True)} for m in maps]  # fmt: skip
     none = FCELoss()(levels, maps)
     torch.stack(list(none.values())).sum().backward()
-    assert none["loss_text"] == none["loss_reg_x"] == 0 and all(torch.isfinite(v.grad).all() for l in levels for v in l.values())
+    assert none["loss_text"] == none["loss_reg_x"] == 0 and all(
+        torch.isfinite(v.grad).all() for said in levels for v in said.values()
+    )
     maps = [torch.from_numpy(t)[None].float() for t in fourier_targets((64, 64), [WORD / 2.5])]
     released, intended = FCELoss()(levels, maps), FCELoss(form="intended")(levels, maps)
     assert {k for k in released if released[k] != intended[k]} == {"loss_center"}
-    said = [{"cls_res": l["cls_res"], "reg_res": m[:, 3:]} for l, m in zip(levels, maps, strict=True)]
+    said = [{"cls_res": v["cls_res"], "reg_res": m[:, 3:]} for v, m in zip(levels, maps, strict=True)]
     assert FCELoss()(said, maps)["loss_reg_x"] == 0 < released["loss_reg_x"]
     with pytest.raises(OffprintError, match="unknown form of the loss"):
         FCELoss(form="clean")
@@ -192,7 +198,10 @@ def test_files_of_openmmlab_and_of_torchvision_s_backbone_are_read(tmp_path):
     torch.save({"state_dict": {**net.state_dict(), **extra}, "meta": {}}, tmp_path / "whole.pth")
     report = offprint.load_weights(other, tmp_path / "whole.pth")
     assert not report.fresh and torch.equal(other.det_head.out_conv_reg.weight, net.det_head.out_conv_reg.weight)
-    own = {k: v for k, v in net.backbone.state_dict().items()} | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    own = {k: v for k, v in net.backbone.state_dict().items()} | {
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(1000),
+    }
     torch.save(own, tmp_path / "resnet18.pth")
     torch.nn.init.zeros_(other.backbone.layer4[1].conv2.weight)
     offprint.load_weights(other, tmp_path / "resnet18.pth", drop_head=True)
@@ -216,12 +225,21 @@ def _picture(path, size=(64, 48)):
 
 def test_the_layouts_of_icdar_total_text_and_ctw1500(tmp_path):
     icdar = tmp_path / "icdar"
-    for part, labels in (("ch4_training_images", "ch4_training_localization_transcription_gt"), ("ch4_test_images", "Challenge4_Test_Task1_GT")):
+    for part, labels in (
+        ("ch4_training_images", "ch4_training_localization_transcription_gt"),
+        ("ch4_test_images", "Challenge4_Test_Task1_GT"),
+    ):
         _picture(icdar / part / "img_1.jpg")
         (icdar / labels).mkdir()
-        (icdar / labels / "gt_img_1.txt").write_text("1,2,30,2,30,12,1,12,a, b\n3,20,9,20,9,25,3,25,###\n", encoding="utf-8-sig")
+        (icdar / labels / "gt_img_1.txt").write_text(
+            "1,2,30,2,30,12,1,12,a, b\n3,20,9,20,9,25,3,25,###\n", encoding="utf-8-sig"
+        )
     data = open_text(icdar)
-    assert len(data.train) == len(data.val) == 1 and data.train[0].ignored == [False, True] and data.train[0].polygons[0].shape == (4, 2)
+    assert (
+        len(data.train) == len(data.val) == 1
+        and data.train[0].ignored == [False, True]
+        and data.train[0].polygons[0].shape == (4, 2)
+    )
     total = tmp_path / "total"
     _picture(total / "Images/Train/img7.jpg")
     (total / "Groundtruth/Polygon/Train").mkdir(parents=True)
@@ -300,7 +318,9 @@ RAW = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 def _ready():
-    return Ready(by_name("text"), _Seer().eval(), "seer", {"preprocessing": RAW, "setting": "ctw1500", "test_size": 320})
+    return Ready(
+        by_name("text"), _Seer().eval(), "seer", {"preprocessing": RAW, "setting": "ctw1500", "test_size": 320}
+    )
 
 
 def _box(words):
@@ -317,17 +337,25 @@ def test_words_lie_in_the_pixels_of_the_upright_picture(tmp_path):
     grey.convert("RGB").rotate(90, expand=True).save(tmp_path / "exif.png", exif=exif)
     grey.save(tmp_path / "grey.png")
     Image.fromarray(array.astype(np.uint16) * 257).save(tmp_path / "deep.png")
-    clear = np.zeros((480, 640, 4), np.uint8)  # transparent everywhere but for a dark frame around the white ground's word
+    clear = np.zeros(
+        (480, 640, 4), np.uint8
+    )  # transparent everywhere but for a dark frame around the white ground's word
     clear[..., 3] = np.where(array > 0, 0, 255)
     Image.fromarray(clear).save(tmp_path / "clear.png")
     for name in ("exif", "grey", "deep", "clear"):
         found = _ready().predict(tmp_path / f"{name}.png")
         assert (found[0]["width"], found[0]["height"]) == (640, 480), name
-        assert np.abs(np.array(_box(found[0]["words"])) - [200, 120, 400, 200]).max() < 10, (name, _box(found[0]["words"]))
+        assert np.abs(np.array(_box(found[0]["words"])) - [200, 120, 400, 200]).max() < 10, (
+            name,
+            _box(found[0]["words"]),
+        )
     found = _ready().predict(tmp_path / "exif.png")
     assert found.save(tmp_path / "drawn.png").is_file() and Image.open(tmp_path / "drawn.png").size == (640, 480)
     found.save(tmp_path / "out")
-    assert json.loads((tmp_path / "out/text.json").read_text())[0]["words"][0]["score"] > 0.9 and (tmp_path / "out/exif_text.png").is_file()
+    assert (
+        json.loads((tmp_path / "out/text.json").read_text())[0]["words"][0]["score"] > 0.9
+        and (tmp_path / "out/exif_text.png").is_file()
+    )
 
 
 def test_very_wide_pictures_are_read_in_windows(tmp_path):
@@ -372,7 +400,11 @@ def test_precision_and_recall_by_overlap():
     counted = Matches()
     assert counted.add([Found(again, 0.9), Found(WORD, 0.8), Found(away, 0.7), Found(away + [0, 60], 0.5)], [WORD, BENT, away], [False, False, True]) == 1  # fmt: skip
     figures = counted.figures()  # 1 of 2 words; of 4 found one is in an ignored word, two are wrong
-    assert figures["recall"] == 50 and figures["precision"] == pytest.approx(100 / 3) and figures["hmean"] == pytest.approx(40)
+    assert (
+        figures["recall"] == 50
+        and figures["precision"] == pytest.approx(100 / 3)
+        and figures["hmean"] == pytest.approx(40)
+    )
     assert counted.figures(0.85) == {"precision": 100.0, "recall": 50.0, "hmean": pytest.approx(200 / 3)}
     none = Matches()
     none.add([], [WORD], [False])
@@ -412,9 +444,17 @@ def test_a_run_is_trained_stopped_resumed_to_equal_weights_and_used(tmp_path):
     with pytest.raises(DataError, match="has no word to learn from"):
         go("none")
     with pytest.raises(OffprintError, match="multiple of 32"):
-        offprint.train("fcenet_resnet18_fpn", SAMPLE, tmp_path / "odd", recipe={**FAST, "input_size": 50}, progress=False)
+        offprint.train(
+            "fcenet_resnet18_fpn", SAMPLE, tmp_path / "odd", recipe={**FAST, "input_size": 50}, progress=False
+        )
 
 
 def test_the_rate_falls_as_a_power_each_epoch():
-    rates = TextRecipe(lr=1e-3, power=0.9, epochs=10, warmup_epochs=0, min_lr=1e-7, schedule="constant").learning_rates(2, 8)
-    assert rates[0] == rates[1] == pytest.approx(1e-3) and rates[10] == pytest.approx(1e-3 * 0.5**0.9, rel=1e-3) and len(rates) == 20
+    rates = TextRecipe(lr=1e-3, power=0.9, epochs=10, warmup_epochs=0, min_lr=1e-7, schedule="constant").learning_rates(
+        2, 8
+    )
+    assert (
+        rates[0] == rates[1] == pytest.approx(1e-3)
+        and rates[10] == pytest.approx(1e-3 * 0.5**0.9, rel=1e-3)
+        and len(rates) == 20
+    )

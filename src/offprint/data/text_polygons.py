@@ -27,7 +27,12 @@ from offprint.errors import DataError, need
 
 SAMPLE = "sample:icdar2015-toy"
 LAYOUTS = (  # pictures and labels to train on, pictures and labels to be judged by
-    ("ch4_training_images", "ch4_training_localization_transcription_gt", "ch4_test_images", "Challenge4_Test_Task1_GT"),
+    (
+        "ch4_training_images",
+        "ch4_training_localization_transcription_gt",
+        "ch4_test_images",
+        "Challenge4_Test_Task1_GT",
+    ),
     ("Images/Train", "Groundtruth/Polygon/Train", "Images/Test", "Groundtruth/Polygon/Test"),
     ("train_images", "ctw1500_train_labels", "test_images", "gt_ctw1500"),
     ("imgs/training", "annotations/training", "imgs/test", "annotations/test"),
@@ -82,7 +87,9 @@ def _polygon(numbers: Sequence[Any], where: str) -> np.ndarray:
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: a polygon is made of numbers ({error})") from error
     if len(values) < 6 or len(values) % 2 or not np.isfinite(values).all():
-        raise DataError(f"{where}: a polygon of {len(values)} numbers; expected x, y of three points or more, all finite")
+        raise DataError(
+            f"{where}: a polygon of {len(values)} numbers; expected x, y of three points or more, all finite"
+        )
     return values.reshape(-1, 2)
 
 
@@ -95,7 +102,9 @@ def _line(line: str, where: str) -> Word | None:
         if len(lists[0]) != len(lists[1]):
             raise DataError(f"{where}: {len(lists[0])} values of x and {len(lists[1])} of y")
         said = re.search(r"transcriptions: *\[u?['\"](.*)['\"]\]", line)
-        return _polygon([v for xy in zip(*lists, strict=True) for v in xy], where), said is not None and said[1] in _IGNORED
+        return _polygon([v for xy in zip(*lists, strict=True) for v in xy], where), said is not None and said[
+            1
+        ] in _IGNORED
     numbers, mark, text = line.partition(",####")
     if mark:
         return _polygon(numbers.split(","), where), text.strip() in _IGNORED
@@ -121,7 +130,10 @@ def read_labels(file: str | Path) -> list[Word]:
         if kind == ".xml":
             boxes = ElementTree.fromstring(file.read_text(encoding="utf-8-sig").replace("&", "&amp;")).iter("box")
             return [
-                (_polygon((b.findtext("segs") or "").split(","), f"{file}, box {i}"), (b.findtext("label") or "") in _IGNORED)
+                (
+                    _polygon((b.findtext("segs") or "").split(","), f"{file}, box {i}"),
+                    (b.findtext("label") or "") in _IGNORED,
+                )
                 for i, b in enumerate(boxes, 1)
             ]
         if kind == ".mat":
@@ -136,7 +148,14 @@ def read_labels(file: str | Path) -> list[Word]:
                 said = "".join(map(str, np.asarray(row[4]).ravel())) if len(row) > 4 else ""
                 out.append((_polygon(np.stack([x, y], 1).ravel(), f"{file}, word {i}"), said in _IGNORED))
             return out
-    except (OSError, UnicodeDecodeError, ElementTree.ParseError, StopIteration, IndexError, NotImplementedError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        ElementTree.ParseError,
+        StopIteration,
+        IndexError,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"cannot read the words of {file}: {error or 'it holds no polygons'}") from error
     raise DataError(f"{file}: words are read from {', '.join(LABELS)} files")
 
@@ -230,7 +249,9 @@ def _crosses(points: np.ndarray) -> bool:
     n = len(points)
 
     def side(p: np.ndarray, q: np.ndarray, r: np.ndarray) -> np.ndarray:
-        return np.sign((q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0]))
+        return np.sign(
+            (q[..., 0] - p[..., 0]) * (r[..., 1] - p[..., 1]) - (q[..., 1] - p[..., 1]) * (r[..., 0] - p[..., 0])
+        )
 
     i, j = np.triu_indices(n, 2)
     apart = (j - i) % n != n - 1
@@ -262,7 +283,10 @@ def open_text(source: str | Path, *, val_fraction: float = 0.2, seed: int = 0) -
     elif path.suffix.lower() == ".json" and path.is_file():
         parts["train"] = _of_json(path.read_text(encoding="utf-8"), str(path), partial(_file, path))
     elif path.is_dir():
-        for files in (sorted(path.glob("*train*.json")), sorted(path.glob("*test*.json")) or sorted(path.glob("*val*.json"))):
+        for files in (
+            sorted(path.glob("*train*.json")),
+            sorted(path.glob("*test*.json")) or sorted(path.glob("*val*.json")),
+        ):
             if files:
                 file = files[0]
                 parts["val" if parts or "train" not in file.name else "train"] = _of_json(file.read_text(encoding="utf-8"), str(file), partial(_file, file))  # fmt: skip

@@ -201,7 +201,9 @@ def run(ctx) -> dict:
         **{f"encoded_{k}": float(np.mean(v)) for k, v in kept.items()},
         "encoded_5_least": min(kept[5]),
         **_found_again(),
-        "data_digest": kit.digest(*(_strings(p, n)[0] for p, n in (("train", count), ("val", judged), ("test", judged)))),
+        "data_digest": kit.digest(
+            *(_strings(p, n)[0] for p, n in (("train", count), ("val", judged), ("test", judged)))
+        ),
     }
 
 
@@ -212,7 +214,11 @@ def plot(figures: dict, figure) -> None:
     kit.bars(figures, right, title="Bent strings, learnt", ylabel="overlap (%)")
 
 
-_EFFECTS = (Effect("gain_of_degree", unit="points", why="coefficients up to degree 5 follow bent words, which an ellipse does not"),)
+_EFFECTS = (
+    Effect(
+        "gain_of_degree", unit="points", why="coefficients up to degree 5 follow bent words, which an ellipse does not"
+    ),
+)
 PROOF = Proof(
     slug="fcenet",
     question="At the same cost, does a network that says outlines of degree 5 follow bent strings better than one that says ellipses?",

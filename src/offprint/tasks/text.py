@@ -103,7 +103,9 @@ def turned(
         room = np.maximum(np.array(small.size) - side, 0) / 2
         if seen and draw(0, 1) < 0.8:
             word = seen[int(torch.randint(len(seen), ()))]
-            middle = np.clip(word.mean(0) + np.array([draw(-0.3, 0.3), draw(-0.3, 0.3)]) * side, middle - room, middle + room)
+            middle = np.clip(
+                word.mean(0) + np.array([draw(-0.3, 0.3), draw(-0.3, 0.3)]) * side, middle - room, middle + room
+            )
         else:
             middle = middle + room * np.array([draw(-1, 1), draw(-1, 1)])
     angle = math.radians(draw(-recipe.rotation, recipe.rotation)) if draw(0, 1) < 0.5 else 0.0
@@ -207,7 +209,10 @@ def find_text(
         shapely, shapes = need("shapely", "detection", "overlap of polygons"), regions([f.polygon for f in found])
         for one in _best(cut, how.iou_threshold):
             piece = regions([one.polygon])[0]
-            if not len(shapes) or shapely.area(shapely.intersection(piece, shapes)).max() <= how.iou_threshold * piece.area:
+            if (
+                not len(shapes)
+                or shapely.area(shapely.intersection(piece, shapes)).max() <= how.iou_threshold * piece.area
+            ):
                 found.append(one)
     return sorted(found, key=lambda f: -f.score)
 
@@ -239,7 +244,10 @@ class Matches:
         vague = regions([p for p, f in zip(polygons, flags, strict=True) if f and len(np.unique(p, axis=0)) > 2])
         said = regions([f.polygon for f in found])
         if len(vague) and len(said):
-            inside = shapely.area(shapely.intersection(said[:, None], vague[None])) / np.maximum(shapely.area(said), 1e-9)[:, None]
+            inside = (
+                shapely.area(shapely.intersection(said[:, None], vague[None]))
+                / np.maximum(shapely.area(said), 1e-9)[:, None]
+            )
             out = (inside > 0.5).any(1)
         else:
             out = np.zeros(len(said), bool)
@@ -261,14 +269,26 @@ class Matches:
         said = [hit for s, hit in self.found if s >= score]
         precision, recall = (sum(said) / n if n else 0.0 for n in (len(said), self.words))
         both = precision + recall
-        return {"precision": 100 * precision, "recall": 100 * recall, "hmean": 200 * precision * recall / both if both else 0.0}
+        return {
+            "precision": 100 * precision,
+            "recall": 100 * recall,
+            "hmean": 200 * precision * recall / both if both else 0.0,
+        }
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 class TextTraining(RecipeTask):
     """The four terms of the loss on crops; hmean on whole held-out pictures."""
 
-    def __init__(self, model: nn.Module, recipe: Any, seed: int, loss: FCELoss, held: Sequence[TextPicture], about: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Any,
+        seed: int,
+        loss: FCELoss,
+        held: Sequence[TextPicture],
+        about: Mapping[str, Any],
+    ):
         super().__init__(model, recipe, seed)
         self.loss, self.held, self.about = loss, held, about
         self.matches = Matches()
@@ -287,12 +307,16 @@ class TextTraining(RecipeTask):
 
     def validation_step(self, batch, batch_idx) -> None:
         one, about = self.held[int(batch[0])], self.about
-        found = find_text(self.model, one.read(), about["preprocessing"], about["test_size"], SETTINGS[about["setting"]])
+        found = find_text(
+            self.model, one.read(), about["preprocessing"], about["test_size"], SETTINGS[about["setting"]]
+        )
         self.matches.add(found, one.polygons, one.ignored)
 
     def on_validation_epoch_end(self) -> None:
         hits = sum(hit for _, hit in self.matches.found)
-        counts = torch.tensor([hits, len(self.matches.found), self.matches.words], dtype=torch.float64, device=self.device)
+        counts = torch.tensor(
+            [hits, len(self.matches.found), self.matches.words], dtype=torch.float64, device=self.device
+        )
         hits, said, words = self.all_gather(counts).reshape(-1, 3).sum(0).tolist()
         self.log("val_hmean", 200 * hits / (said + words) if said + words else 0.0, prog_bar=True, rank_zero_only=False)
 
@@ -381,7 +405,9 @@ class TextDetection(Task):
         FCELoss(form=loss)
         rows = [*job.data.train]
         if not any(not flag for one in rows for flag in one.ignored):
-            raise DataError(f"{job.data.name} has no word to learn from: {len(rows)} pictures, every word of which is ignored")
+            raise DataError(
+                f"{job.data.name} has no word to learn from: {len(rows)} pictures, every word of which is ignored"
+            )
         if test_size < 0 or 0 < test_size < 32:
             raise OffprintError(f"test_size={test_size}; give 32 pixels or more, or 0")
         job.settled = {"loss": loss, "test_size": test_size}
@@ -396,19 +422,29 @@ class TextDetection(Task):
             load_weights(network, job.checkpoint, drop_head=True)
         side, setting = _side(job), _part(network).setting
         job.settled["setting"] = setting
-        job.settled["test_size"] = job.settled["test_size"] or round(TEST_SIDES[setting] * min(1.0, side / 800) / 32) * 32
+        job.settled["test_size"] = (
+            job.settled["test_size"] or round(TEST_SIDES[setting] * min(1.0, side / 800) / 32) * 32
+        )
         return network
 
     def greeting(self, job: Job) -> Sequence[str]:
         words = sum(not flag for one in job.data.train for flag in one.ignored)
-        return [f"{len(job.data.train)} pictures with {words} words to train on, {len(job.data.val)} held out", *job.data.notes]
+        return [
+            f"{len(job.data.train)} pictures with {words} words to train on, {len(job.data.val)} held out",
+            *job.data.notes,
+        ]
 
     def about(self, job: Job) -> dict[str, Any]:
         return {"side": _side(job), "preprocessing": dict(job.entry.preprocessing), **job.settled}
 
     def _loss(self, job: Job) -> FCELoss:
         part = _part(job.network)
-        return FCELoss(part.fourier_degree, max(50, 2 * part.fourier_degree + 1), ranges=RANGES[part.setting], form=job.settled["loss"])
+        return FCELoss(
+            part.fourier_degree,
+            max(50, 2 * part.fourier_degree + 1),
+            ranges=RANGES[part.setting],
+            form=job.settled["loss"],
+        )
 
     def module(self, job: Job) -> TextTraining:
         return TextTraining(job.network, job.how, job.run.seed, self._loss(job), job.data.val, self.about(job))
@@ -416,7 +452,9 @@ class TextDetection(Task):
     def loaders(self, job: Job) -> SeededLoaders:
         pre, channels = dict(job.entry.preprocessing), int(getattr(job.network, "in_chans", 3))
         train = TextCrops(job.data.train, _side(job), job.how, pre, channels, self._loss(job))
-        return SeededLoaders(train, _Whole(job.data.val), min(job.how.batch_size, len(train)), job.run.workers, job.run.seed)
+        return SeededLoaders(
+            train, _Whole(job.data.val), min(job.how.batch_size, len(train)), job.run.workers, job.run.seed
+        )
 
     def finish(self, job: Job, fitted: Fitted) -> dict[str, Any]:
         return {"hmean": fitted.best or 0.0, "pictures": len(job.data.train), "held_out": len(job.data.val)}
@@ -436,7 +474,12 @@ class TextDetection(Task):
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint, **options).eval()
         setting = _part(model).setting
-        about = {"options": dict(options), "preprocessing": dict(entry(name).preprocessing), "setting": setting, "test_size": TEST_SIDES[setting]}
+        about = {
+            "options": dict(options),
+            "preprocessing": dict(entry(name).preprocessing),
+            "setting": setting,
+            "test_size": TEST_SIDES[setting],
+        }
         return Ready(self, model, name, about)
 
     def evaluate(
@@ -461,7 +504,9 @@ class TextDetection(Task):
         if data is None:
             data = ready.about.get("source")
             if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data, or {SAMPLE}")
+                raise OffprintError(
+                    f"{ready.name} comes from no run, so it has no data of its own; give --data, or {SAMPLE}"
+                )
         pictures = self.open(data, seed=int(ready.about.get("seed", 0)), **_held(ready, data))
         parts = {"train": pictures.train, "val": pictures.val, "all": [*pictures.train, *pictures.val]}
         if part not in parts:
@@ -470,9 +515,13 @@ class TextDetection(Task):
         if progress:
             progress(total=len(parts[part]))
         for one in parts[part]:
-            found = find_text(ready.model, one.read(), ready.about["preprocessing"], test_size or ready.about["test_size"], how)
+            found = find_text(
+                ready.model, one.read(), ready.about["preprocessing"], test_size or ready.about["test_size"], how
+            )
             hits = matches.add(found, one.polygons, one.ignored)
-            rows.append({"image": one.name, "words": sum(not f for f in one.ignored), "found": len(found), "right": hits})
+            rows.append(
+                {"image": one.name, "words": sum(not f for f in one.ignored), "found": len(found), "right": hits}
+            )
             if progress:
                 progress(text=one.name)
         best = max(THRESHOLDS, key=lambda t: matches.figures(t)["hmean"])
@@ -514,9 +563,13 @@ class TextDetection(Task):
                     raise
                 reasons.append(str(error))
                 continue
-            found = find_text(ready.model, picture, ready.about["preprocessing"], test_size or ready.about["test_size"], how)
+            found = find_text(
+                ready.model, picture, ready.about["preprocessing"], test_size or ready.about["test_size"], how
+            )
             words = [
-                {"polygon": [round(float(v), 2) for v in f.polygon.ravel()], "score": round(f.score, 4)} for f in found if f.score >= score
+                {"polygon": [round(float(v), 2) for v in f.polygon.ravel()], "score": round(f.score, 4)}
+                for f in found
+                if f.score >= score
             ]
             result.rows.append({"image": str(file), "width": picture.width, "height": picture.height, "words": words})
             if not words:

@@ -6,7 +6,7 @@ import re
 import golden
 import numpy as np
 import torch
-from reading import NUMBER, array, precision, said
+from reading import array, precision, said
 
 from offprint.models.detection.fcenet import SETTINGS, FCELoss, contours, decode_polygons, fourier_signature, resample
 

@@ -41,7 +41,11 @@ RANGES = {  # of the longer side over the image's height, by level
     "icdar2015": ((0.0, 0.4), (0.3, 0.7), (0.6, 1.0)),
     "ctw1500": ((0.0, 0.25), (0.2, 0.65), (0.55, 1.0)),
 }
-STEP, SHRINK, TURNED = 4.0, 0.3, 2.0  # along the centre line, of its width, and how tall a quadrilateral is read downwards
+STEP, SHRINK, TURNED = (
+    4.0,
+    0.3,
+    2.0,
+)  # along the centre line, of its width, and how tall a quadrilateral is read downwards
 Ranges = Sequence[Sequence[float]]
 Levels = Sequence[Mapping[str, Tensor]]
 
@@ -57,7 +61,9 @@ def resample(polygon: np.ndarray, n: int = 400) -> np.ndarray:
     lengths = np.hypot(*edges.T)
     total = lengths.sum()
     if not total > 0:
-        raise OffprintError(f"a polygon of {len(points)} points in one place has no outline; give at least three places")
+        raise OffprintError(
+            f"a polygon of {len(points)} points in one place has no outline; give at least three places"
+        )
     counts = (lengths / (total + 1e-8) * n).astype(np.int64)
     if counts.sum() < n // 2:
         along = np.arange(n) * total / n
@@ -126,7 +132,9 @@ def _ends(points: np.ndarray) -> tuple[int, int]:
     if n == 4:
         slopes = np.abs(edges[:, 1] / (edges[:, 0] + 1e-8))
         flat = slopes[0] + slopes[2] < slopes[1] + slopes[3]
-        across, along = (lengths[[3, 1]].sum(), lengths[[0, 2]].sum()) if flat else (lengths[[0, 2]].sum(), lengths[[3, 1]].sum())
+        across, along = (
+            (lengths[[3, 1]].sum(), lengths[[0, 2]].sum()) if flat else (lengths[[0, 2]].sum(), lengths[[3, 1]].sum())
+        )
         return (3, 1) if flat != (across > TURNED * along) else (0, 2)
     before, after = np.roll(edges, 1, 0), np.roll(edges, -1, 0)
     far = np.linalg.norm(points - points.mean(0), axis=1)
@@ -249,7 +257,9 @@ class FCELoss(nn.Module):
         if form not in ("released", "intended"):
             raise unknown("form of the loss", form, ("released", "intended"))
         if not num_sample > 2 * fourier_degree:
-            raise OffprintError(f"num_sample={num_sample}; degree {fourier_degree} needs {2 * fourier_degree + 1} or more")
+            raise OffprintError(
+                f"num_sample={num_sample}; degree {fourier_degree} needs {2 * fourier_degree + 1} or more"
+            )
         self.fourier_degree, self.num_sample, self.negative_ratio = fourier_degree, num_sample, negative_ratio
         self.ranges, self.form = tuple(map(tuple, ranges)), form
 
@@ -591,7 +601,9 @@ class FCENet(nn.Module):
 
     def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
         if not torch.compiler.is_compiling() and (x.ndim != 4 or x.shape[1] != self.in_chans or min(x.shape[2:]) < 32):
-            raise OffprintError(f"expected images (B, {self.in_chans}, H, W) of 32 pixels a side or more, got {tuple(x.shape)}")
+            raise OffprintError(
+                f"expected images (B, {self.in_chans}, H, W) of 32 pixels a side or more, got {tuple(x.shape)}"
+            )
         return self.det_head(self.neck(self.backbone(x)))
 
     def example_input(self, batch: int = 1) -> Tensor:
@@ -617,7 +629,9 @@ def _takes(reductions: Sequence[int]) -> tuple[int, ...]:
 register_part("fce", "head", FourierText, paper="fcenet", task="text", takes=_takes)
 
 
-def _released(name: str, digest: str, data: str, precision: float, recall: float, hmean: float, stamp: str = "") -> Weights:
+def _released(
+    name: str, digest: str, data: str, precision: float, recall: float, hmean: float, stamp: str = ""
+) -> Weights:
     page = "configs/textdet/fcenet"
     return Weights(
         url=f"https://download.openmmlab.com/mmocr/textdet/fcenet/{name}/{name}{stamp}-{digest}.pth",
@@ -648,11 +662,21 @@ register(
     preprocessing={"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "interpolation": "bilinear"},
     weights={
         "fcenet_resnet50_fpn": {
-            "icdar2015": _released("fcenet_resnet50_fpn_1500e_icdar2015", "167d9042", "icdar2015", 82.43, 88.34, 85.28, "_20220826_140941"),
+            "icdar2015": _released(
+                "fcenet_resnet50_fpn_1500e_icdar2015", "167d9042", "icdar2015", 82.43, 88.34, 85.28, "_20220826_140941"
+            ),
             "totaltext": _released("fcenet_resnet50_fpn_1500e_totaltext", "91bd37af", "totaltext", 84.85, 78.10, 81.34),
         },
         "fcenet_resnet50_dcnv2_fpn": {
-            "ctw1500": _released("fcenet_resnet50-dcnv2_fpn_1500e_ctw1500", "4d705392", "ctw1500", 86.89, 82.96, 84.88, "_20220825_221510"),
+            "ctw1500": _released(
+                "fcenet_resnet50-dcnv2_fpn_1500e_ctw1500",
+                "4d705392",
+                "ctw1500",
+                86.89,
+                82.96,
+                84.88,
+                "_20220825_221510",
+            ),
         },
     },
     recipes={"training": _RECIPE, "totaltext": _TOTALTEXT},
