@@ -119,7 +119,7 @@ def _declared(found: Dataset) -> Opened:
         from offprint.data.text_polygons import open_text
 
         words = open_text(found.id)
-        return Opened("text", words, {"train": words.train, "val": words.val}, declared=found)
+        return Opened("text", words, {"all": [*words.train, *words.val]}, declared=found)
     if found.kind == "volume":
         from offprint.data.volumes import brain_labels
 
