@@ -190,12 +190,7 @@ class ImageClassification(Task):
         ]
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        classes = about["classes"]
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(
-            about["model"], num_classes=len(classes),
-                     checkpoint_path=str(folder / "model.safetensors"), **options)  # fmt: skip
-        return Ready(self, model.eval(), about["model"], about, folder)
+        return self.restored(folder, about, num_classes=len(about["classes"]))
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         spec = entry(name)

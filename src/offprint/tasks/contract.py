@@ -195,8 +195,14 @@ class Task:
         """After the data are opened, before the model is built; keyword arguments are choices about the training itself."""
 
     def build(self, job: Job) -> nn.Module:
-        """The model to train."""
-        raise NotImplementedError
+        """The model to train, with the weights it starts from."""
+        from offprint.models.checkpoint import load_weights
+        from offprint.models.factory import create_model
+
+        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
+        if job.checkpoint:
+            load_weights(network, job.checkpoint)
+        return network
 
     def greeting(self, job: Job) -> Sequence[str]:
         """What to say of the data before the work begins."""
@@ -312,7 +318,26 @@ class Task:
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
         """The model of a finished run."""
-        raise NotImplementedError
+        return self.restored(folder, about)
+
+    def restored(self, folder: Path, about: dict[str, Any], **arguments: Any) -> Ready:
+        """The model that a run's folder describes, with its weights; ``arguments`` come on top of those it was trained with."""
+        from offprint.models.factory import create_model
+
+        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
+        model = create_model(about["model"], checkpoint_path=str(folder / WEIGHTS), **{**options, **arguments})
+        return Ready(self, model.eval(), about["model"], about, folder)
+
+    def own_source(self, ready: Ready) -> Any:
+        """Where the data of a run are.
+
+        Raises:
+            OffprintError: there is no run, or its data came from Python.
+        """
+        source = ready.about.get("source")
+        if ready.folder is None or not source:
+            raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        return source
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         """A model by name, with released weights or those of a file."""

@@ -541,10 +541,7 @@ class ObjectDetection(Task):
             classes: names or a file of them, for data that do not name their classes.
             on_error: pictures that are missing: stop or skip.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if data is None else data
         splits = self.open(data, classes=classes, on_error=on_error)
         kept = None if ready.folder is None else ready.folder / "validation.txt"
         if kept is not None and kept.is_file() and str(data) == ready.about.get("source"):

@@ -20,8 +20,6 @@ from torch.utils.data import DataLoader, Dataset
 from offprint.data.images import EpochSampler, Seeded
 from offprint.data.sounds import header, noisy_speech, read, resample, sounds_in
 from offprint.errors import DataError, OffprintError, need
-from offprint.models.checkpoint import load_weights
-from offprint.models.factory import create_model
 from offprint.models.signals.frcrn import N_FFT, FRCRNLoss
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.denoising import denoise_file, enhance, gain_to_level
@@ -304,12 +302,6 @@ class SpeechEnhancement(Task):
             raise OffprintError(f"cuts={cuts}; give 1 or more")
         job.settled = {"cuts": cuts}
 
-    def build(self, job: Job) -> nn.Module:
-        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
-        if job.checkpoint:
-            load_weights(network, job.checkpoint)
-        return network
-
     def greeting(self, job: Job) -> Sequence[str]:
         d = job.data
         return [
@@ -343,10 +335,6 @@ class SpeechEnhancement(Task):
             f"({figures['weights_are']}); weights: {folder / 'model.safetensors'}",
             f"next: offprint denoise SOUND --model {folder} --out CLEAN.wav",
         ]
-
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **about["options"])
-        return Ready(self, model.eval(), about["model"], about, folder)
 
     def evaluate(
         self, ready: Ready, data: Any = None, *, pesq: bool = False, progress: Callable[..., None] | None = None

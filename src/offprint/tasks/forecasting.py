@@ -27,8 +27,6 @@ from torch.utils.data import DataLoader, Dataset
 from offprint.data.images import EpochSampler, Seeded
 from offprint.data.series import SUFFIXES, Series, read_series
 from offprint.errors import DataError, OffprintError, unknown
-from offprint.models.checkpoint import load_weights
-from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.folder import WEIGHTS
@@ -308,12 +306,6 @@ class Forecasting(Task):
             "train": data.windows("train", context, horizon, scale), "val": data.windows("val", context, horizon, scale),
         }  # fmt: skip
 
-    def build(self, job: Job) -> nn.Module:
-        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
-        if job.checkpoint:
-            load_weights(network, job.checkpoint)
-        return network
-
     def greeting(self, job: Job) -> Sequence[str]:
         series, settled = job.data.series, job.settled
         return [
@@ -359,11 +351,6 @@ class Forecasting(Task):
             f"{said}{figures['epochs']} epochs ({figures['weights_are']}); weights: {folder / WEIGHTS}",
             f"next: offprint predict SERIES --model {folder} --out forecast.csv",
         ]
-
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / WEIGHTS), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         found = super().released(name, pretrained, checkpoint, options)

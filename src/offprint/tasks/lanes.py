@@ -24,7 +24,6 @@ from offprint.data.masks import colour_of
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
-from offprint.models.checkpoint import load_weights
 from offprint.models.factory import create_model
 from offprint.models.registry import Entry, entry
 from offprint.models.segmentation._lane_curves import lanes_by_number
@@ -236,12 +235,6 @@ class LaneDetection(Task):
         d = job.data
         return [f"{len(d.train)} roads to learn from, {len(d.val)} held out, judged as {d.form}", *left_out(d.notes)]
 
-    def build(self, job: Job) -> nn.Module:
-        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
-        if job.checkpoint:
-            load_weights(network, job.checkpoint)
-        return network
-
     def about(self, job: Job) -> dict[str, Any]:
         return {"preprocessing": dict(job.entry.preprocessing), **job.settled}
 
@@ -265,11 +258,6 @@ class LaneDetection(Task):
             f"weights: {folder / 'model.safetensors'}",
             f"next: offprint predict PICTURE --model {folder} --out lanes",
         ]
-
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         spec = entry(name)
@@ -297,10 +285,7 @@ class LaneDetection(Task):
             workers: processes that compare drawn lanes (CULane).
             on_error: a picture whose file is missing: stop or skip.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if data is None else data
         roads = self.open(data, on_error=on_error)
         if part not in ("val", "test"):
             raise OffprintError(f"part={part!r}; choose val or test")

@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader
 
 from offprint.data.graphs import check_graph, random_split, split_of
 from offprint.errors import DataError, OffprintError, unknown
-from offprint.models.checkpoint import load_weights
-from offprint.models.factory import create_model
 from offprint.models.registry import Entry
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.nodes import part_of, predict_nodes
@@ -216,12 +214,6 @@ class NodeTask(Task):
         for name in ("train", "val", "test"):
             part_of(name, job.data, job.data[f"{name}_mask"], job.model_options["num_classes"])
 
-    def build(self, job: Job) -> nn.Module:
-        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
-        if job.checkpoint:
-            load_weights(network, job.checkpoint)
-        return network
-
     def module(self, job: Job) -> NodeClassification:
         return NodeClassification(job.network, job.how, job.data, job.run.seed)
 
@@ -250,11 +242,6 @@ class NodeTask(Task):
             f"test accuracy {figures['test_accuracy']:.2f} % where the validation loss was lowest ({figures['weights_are']}; validation "
             f"{figures['val_accuracy']:.2f} %); weights: {folder / 'model.safetensors'}"
         ]
-
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
 
     def _graph(self, ready: Ready, source: Any, split: str | None):
         kept = ready.about.get("data_options", {})

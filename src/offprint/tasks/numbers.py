@@ -210,11 +210,6 @@ class NumberReading(Task):
             f"next: offprint predict CROP --model {folder}",
         ]
 
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
-
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint, **options).eval()
         spec = entry(name)
@@ -239,10 +234,7 @@ class NumberReading(Task):
             part: train, val or all.
             accuracy: wanted of what is read without a person, 0 to 1.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if data is None else data
         numbers = self.open(data, seed=int(ready.about.get("seed", 0)))
         parts = {"train": numbers.train, "val": numbers.val, "all": [*numbers.train, *numbers.val]}
         if part not in parts:

@@ -317,11 +317,6 @@ class QualityAssessment(Task):
             f"next: offprint rate PICTURES --model {folder}",
         ]
 
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
-
     @torch.no_grad()
     def evaluate(
         self,
@@ -351,10 +346,7 @@ class QualityAssessment(Task):
             on_error: a picture that is not there: stop or skip.
         """
         own = data is None
-        if own:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if own else data
         seed = int(ready.about.get("seed", 0))
         given = dict(ready.about.get("data_options", {})) if own else {}
         given |= {k: v for k, v in {"table": table, "image": image, "score": score, "reference": reference, "references": references}.items() if v}  # fmt: skip

@@ -311,10 +311,7 @@ class SceneSegmentation(Task):
                 f"next: offprint predict SCENE --model {folder} --out map.png"]  # fmt: skip
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        options |= {"in_chans": about["bands"], "num_classes": about["classes"]}
-        model = create_model(about["model"], checkpoint_path=str(folder / WEIGHTS), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
+        return self.restored(folder, about, in_chans=about["bands"], num_classes=about["classes"])
 
     def evaluate(
         self,

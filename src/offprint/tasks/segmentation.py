@@ -500,12 +500,7 @@ class ImageSegmentation(Task):
         ]
 
     def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        count = len(about["classes"]["names"])
-        model = create_model(
-            about["model"], num_classes=count, checkpoint_path=str(folder / "model.safetensors"), **options
-        )
-        return Ready(self, model.eval(), about["model"], about, folder)
+        return self.restored(folder, about, num_classes=len(about["classes"]["names"]))
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         spec = entry(name)
@@ -554,10 +549,7 @@ class ImageSegmentation(Task):
             ignore_index: value of pixels that count for nothing.
             on_error: a picture or a mask that cannot be used: stop or skip.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if data is None else data
         mine = known_classes(ready)
         splits = self.open(data, classes=classes, ignore_index=ignore_index, on_error=on_error)
         kept = None if ready.folder is None else ready.folder / "validation.txt"

@@ -14,7 +14,7 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from offprint.data.images import EpochSampler, Seeded
@@ -24,8 +24,6 @@ from offprint.data.resize import bicubic
 from offprint.data.writing import encode, format_of
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
-from offprint.models.checkpoint import load_weights
-from offprint.models.factory import create_model
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.enlarging import enlarge_picture
 from offprint.tasks.pictures import left_out, pictures_in
@@ -229,12 +227,6 @@ class ImageRestoration(Task):
             raise OffprintError(f"patch={patch}, patches={patches}; give 8 or more pixels and 1 or more patches")
         job.settled = {"patch": patch, "patches": patches}
 
-    def build(self, job: Job) -> nn.Module:
-        network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
-        if job.checkpoint:
-            load_weights(network, job.checkpoint)
-        return network
-
     def about(self, job: Job) -> dict[str, Any]:
         return {"scale": job.network.scale, **job.settled}
 
@@ -256,11 +248,6 @@ class ImageRestoration(Task):
             f" ({figures['weights_are']}); weights: {folder / 'model.safetensors'}",
             f"next: offprint upscale PICTURE --model {folder}",
         ]
-
-    def ready(self, folder: Path, about: dict[str, Any]) -> Ready:
-        options = {k: tuple(v) if isinstance(v, list) else v for k, v in about["options"].items()}
-        model = create_model(about["model"], checkpoint_path=str(folder / "model.safetensors"), **options)
-        return Ready(self, model.eval(), about["model"], about, folder)
 
     def evaluate(
         self,

@@ -28,6 +28,7 @@ input, and the seven strides bring 321 bins, and no other number, to one.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,11 @@ TAPS = 20  # of an FSMN: this position and the 19 before it
 
 
 # -- transforms ------------------------------------------------------------------------------------------------------
+def _full_precision(x: Tensor):
+    """Autocast off; on the meta device, which has none, nothing."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
 class Spectrum(nn.Module):
     """Short-time Fourier transform as a convolution, and its inverse as a transposed one; no centring, no padding.
 
@@ -80,12 +86,12 @@ class Spectrum(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """(B, N) to (B, 2 * 321, T), real bins, then imaginary; T = floor((N - 640) / hop) + 1."""
-        with torch.autocast(wave.device.type, enabled=False):
+        with _full_precision(wave):
             return F.conv1d(wave.to(self.window.dtype)[:, None], self.analysis, stride=self.hop)
 
     def inverse(self, spectrum: Tensor) -> Tensor:
         """(B, 2 * 321, T) to (B, (T - 1) * hop + 640)."""
-        with torch.autocast(spectrum.device.type, enabled=False):
+        with _full_precision(spectrum):
             spectrum = spectrum.to(self.window.dtype)
             wave = F.conv_transpose1d(spectrum, self.synthesis, stride=self.hop)
             squares = (self.window**2)[None, :, None].expand(1, N_FFT, spectrum.shape[-1])
