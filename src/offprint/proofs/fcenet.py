@@ -7,7 +7,7 @@ photographs: two arms alike but for the degree, 5 against 1, an ellipse. The sco
 where none is, in percent. Strings to learn from, to choose the rate by and to be judged by are drawn from seeds of their own, over photographs of
 their own.
 
-Setting and bands were fixed before the first full run.
+Setting and bands were fixed before the first full run; seen until then was one run of 40 steps of degree 5 on the validation part (51.6 %).
 """
 
 from __future__ import annotations
