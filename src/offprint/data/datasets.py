@@ -32,7 +32,7 @@ class Dataset:
         licence: of the data, as its home states it.
         task: what it is mostly judged by.
         kind: of object that :func:`~offprint.data.opening.open_data` gives: ``images``, ``labelled`` (ImageNet's validation
-            layouts), ``pairs`` (high and low resolution), ``characters``, ``graph``, ``interactions``, ``photographs``, ``volume``; ``""`` for a set
+            layouts), ``pairs`` (high and low resolution), ``text``, ``characters``, ``graph``, ``interactions``, ``photographs``, ``volume``; ``""`` for a set
             that nothing here opens by its name.
         sample: what one sample is.
         splits: name to number of samples (``None`` where it is not known here).
@@ -74,6 +74,7 @@ _RESEARCH = "non-commercial research"
 _IMAGENET = ("ImageNet", "image-net.org", _RESEARCH)
 _PICTURE = "a picture and its class"
 _RATED_PICTURE, _COPY = "a picture and its mean score", "a distorted picture, its original and its mean score"
+_WORDS = "a picture and the outlines of its words"
 _NODE, _PAIR = "a node of one graph, with features and a class", "a user and an item that it used"
 _LIGHTGCN = "github.com/gusye1234/LightGCN-PyTorch, data/"
 _ULTRAGCN = "github.com/xue-pai/UltraGCN, data/"
@@ -204,6 +205,11 @@ SETS = (
     _named("market1501", "Market-1501", "zheng-lab.cecs.anu.edu.au/Project/project_reid.html", _STATED, "re-identification", "a picture of a person"),
     _named("dukemtmc", "DukeMTMC-reID", "withdrawn by its makers", _STATED, "re-identification", "a picture of a person"),
     _named("svhn-full", "SVHN, full numbers", "ufldl.stanford.edu/housenumbers", _RESEARCH, "numbers", "a house number and the boxes of its digits"),
+    _named("icdar2015", "ICDAR 2015, Incidental Scene Text", "rrc.cvc.uab.es, challenge 4", "by registration", "text", _WORDS),
+    _named("ctw1500", "SCUT-CTW1500", "github.com/Yuliang-Liu/Curve-Text-Detector", _STATED, "text", _WORDS),
+    _named("totaltext", "Total-Text", "github.com/cs-chan/Total-Text-Dataset", "BSD-3-Clause", "text", _WORDS),
+    Dataset("sample:icdar2015-toy", "ICDAR 2015, ten photographs", "github.com/open-mmlab/mmocr", "not stated (repository Apache-2.0)", "text", "text",
+            _WORDS, {"all": 10}, bundled=("icdar2015_toy.zip",), digest="b7a01c581ce8404d", part=True),
     # -- pictures that people rated
     _named("koniq10k", "KonIQ-10k", "database.mmsp-kn.de/koniq-10k-database.html", _STATED, "quality", _RATED_PICTURE),
     _named("live-c", "LIVE in the Wild (Challenge)", "live.ece.utexas.edu/research/ChallengeDB", _STATED, "quality", _RATED_PICTURE),

@@ -29,7 +29,7 @@ class Opened:
 
     Attributes:
         kind: ``images`` (pictures with classes), ``pictures`` (without), ``table``, ``shards``, ``graph``, ``interactions``, ``pairs``,
-            ``photographs``, ``volume``, ``hub``.
+            ``photographs``, ``text``, ``volume``, ``hub``.
         value: in the kind's own type: :class:`~offprint.data.images.ImageSplits`, :class:`~offprint.data.tables.Table`, ...
         splits: name of each split to its samples, where there are splits of samples.
         classes: their names, where there are classes.
@@ -115,6 +115,11 @@ def _declared(found: Dataset) -> Opened:
 
         images, labels, *_ = omniglot()
         return Opened("characters", drawings := ArrayImages(images, labels), {"all": drawings}, declared=found)
+    if found.kind == "text":
+        from offprint.data.text_polygons import open_text
+
+        words = open_text(found.id)
+        return Opened("text", words, {"all": [*words.train, *words.val]}, declared=found)
     if found.kind == "volume":
         from offprint.data.volumes import brain_labels
 
