@@ -1,6 +1,6 @@
 """Drawn driving scenes: no photographs, and no sample of BDD100K. A road, two lane lines, coloured cars that move, a figure of five joints.
 
-All labels exist by construction, in BDD100K's classes; of every training frame only some are kept, as in a data set of partial labels.
+All labels exist by construction, in BDD100K's classes; of every training video only some are kept, as in a data set of partial labels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def drawn(videos: int = 120, held: int = 24, frames: int = 2, keep: int = 3, siz
     Args:
         videos, held: to learn from, and to be judged by.
         frames: of each.
-        keep: tasks whose labels a training frame keeps, of ten; held-out frames keep all.
+        keep: tasks whose labels a training video keeps, of ten; held-out frames keep all.
         size: (height, width), 64 by 96 at least.
         seed: everything follows from it.
     """
@@ -37,11 +37,11 @@ def drawn(videos: int = 120, held: int = 24, frames: int = 2, keep: int = 3, siz
     for part, count in (("train", videos), ("val", held)):
         rows = []
         for i in range(count):
-            for frame in video(draw, frames, size, f"{part}-{i:04d}"):
-                kept = draw.choice(len(LABELS), keep, replace=False) if part == "train" else range(len(LABELS))
-                rows.append(frame.only([LABELS[k] for k in kept]))
+            scene = video(draw, frames, size, f"{part}-{i:04d}")
+            kept = draw.choice(len(LABELS), keep, replace=False) if part == "train" else range(len(LABELS))
+            rows += [frame.only([LABELS[k] for k in kept]) for frame in scene]
         parts.append(tuple(rows))
-    note = f"the scenes are drawn here, not photographed; a training frame keeps the labels of {keep} of {len(LABELS)} tasks"
+    note = f"the scenes are drawn here, not photographed; a training video keeps the labels of {keep} of {len(LABELS)} tasks"
     return DrivingFrames(*parts, "sample:driving", True, (note,))
 
 

@@ -368,25 +368,16 @@ def _split(root: Path, split: str) -> _Finding:
     return out
 
 
-def open_driving(source: Any, *, seed: int = 0, missing: str = "stop") -> DrivingFrames:
-    """Open driving frames.
+def open_folder(source: str | Path, missing: str = "stop") -> DrivingFrames:
+    """Open BDD100K's folder.
 
     Args:
-        source: BDD100K's folder (with ``images`` and ``labels``), or ``sample:driving``, scenes that are drawn.
-        seed: of the drawn scenes.
+        source: the folder that holds ``images`` and ``labels``.
         missing: pictures that a label file names and that are not there: ``stop``, or ``skip`` them.
 
     Raises:
         DataError: nothing of the kind there; pictures that are not there (named).
     """
-    if isinstance(source, DrivingFrames):
-        return source
-    if str(source) == "sample:driving":
-        from offprint.data.drawn_driving import drawn
-
-        return drawn(seed=seed)
-    if str(source).startswith("sample:"):
-        raise DataError(f"{source}: the driving scenes that are drawn here are sample:driving")
     if missing not in ("stop", "skip"):
         raise DataError(f"missing={missing!r}; choose stop or skip")
     root = Path(source)
