@@ -121,15 +121,14 @@ class DrivingScores:
         self.tracks: dict[str, list[tuple[list[Any], list[Any], np.ndarray]]] = {"mot": [], "mots": []}
         self.frames = 0
 
-    def update(self, target: Mapping[str, Any], found: Mapping[str, Any], size: tuple[int, int], video: str = "") -> None:
-        """Add a frame.
+    def update(self, target: Mapping[str, Any], found: Mapping[str, Any], size: tuple[int, int]) -> None:
+        """Add a frame, without its tracks.
 
         Args:
             target: as :meth:`~offprint.data.driving.Frame.read` gives it.
             found: in the picture's own pixels: ``weather``, ``scene`` (numbers), maps (H, W), ``boxes``, ``scores``, ``labels``, ``masks`` (N, H, W) bool,
-                ``keypoints``, ``tracks`` (-1 none).
+                ``keypoints``.
             size: (height, width).
-            video: that the tracks are of.
         """
         self.frames += 1
         known = target["known"]
@@ -156,15 +155,17 @@ class DrivingScores:
             truth = {k: target[k][wanted] for k in ("boxes", "labels", "masks") if k in target}
             area = (truth["boxes"][:, 2:] - truth["boxes"][:, :2]).prod(1)
             self.ap[task].update(self.frames, {**truth, "areas": area, "crowd": torch.zeros(len(area))}, kept, size)
-            if task in self.tracks and "tracks" in found:
-                self._associate(task, target, found, video)
 
-    def _associate(self, task: str, target, found, video: str) -> None:
-        a, b = target["tracks"] >= 0, found["tracks"] >= 0
-        overlap = mask_iou(target["masks"][a], found["masks"][b]) if task == "mots" else box_iou(target["boxes"][a], found["boxes"][b])
-        overlap = overlap * (target["labels"][a][:, None] == found["labels"][b])
-        named = lambda ids: [(video, t) for t in ids.tolist()]  # noqa: E731
-        self.tracks[task].append((named(target["tracks"][a]), named(found["tracks"][b]), overlap.double().numpy()))
+    def associate(self, target: Mapping[str, Any], found: Mapping[str, Any], video: str) -> None:
+        """Add the ``tracks`` (-1 none) of a frame of a video, whose boxes may be fewer than those that were found."""
+        for task in {"mot", "mots"} & set(target["known"]):
+            if task == "mots" and "masks" not in found:
+                continue
+            a, b = target["tracks"] >= 0, found["tracks"] >= 0
+            one, overlap_of = ("masks", mask_iou) if task == "mots" else ("boxes", box_iou)
+            overlap = overlap_of(target[one][a], found[one][b]) * (target["labels"][a][:, None] == found["labels"][b])
+            named = lambda ids: [(video, t) for t in ids.tolist()]  # noqa: E731
+            self.tracks[task].append((named(target["tracks"][a]), named(found["tracks"][b]), overlap.double().numpy()))
 
     def moved(self, target: Mapping[str, Any], after: Mapping[str, Any], flow: Tensor) -> None:
         """Add the flow (2, H, W) from a frame to the next, both labelled for MOTS."""

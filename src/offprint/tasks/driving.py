@@ -387,12 +387,11 @@ def scored(ready: Ready, frames: Sequence[Frame], tracker: Tracker, progress: Ca
         said = outputs(ready.model, picture, ready.about["preprocessing"], _sizes(ready), None if after is None else after[0])
         size = (int(picture.shape[-2]), int(picture.shape[-1]))
         tags = {k: int(said[k].argmax()) for k in ("weather", "scene") if k in said}
-        if frame.video:
+        scores.update(target, {**said, **tags}, size)
+        if frame.video and "embeddings" in said:
             number = number + 1 if frame.video == video else 0
             video = frame.video
-            scores.update(target, {**followed(said, tracker, number), **tags}, size, frame.video)
-        else:
-            scores.update(target, {**said, **tags}, size)
+            scores.associate(target, followed(said, tracker, number), frame.video)
         if after is not None and "flow" in said and "mots" in after[1]["known"]:
             scores.moved(target, after[1], said["flow"])
         if progress:
