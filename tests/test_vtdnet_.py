@@ -67,7 +67,10 @@ def test_an_image_teaches_only_the_tasks_it_is_labelled_for(model, batch):
     some = [{**targets[0], "known": {"tagging", "lane"}}, {**targets[1], "known": {"mot", "flow"}}]
     model.train()
     losses, known = model.losses(raw, some, other, other_targets, pairs, (raw, other))
-    assert [{t for t, k in zip(TASKS, row, strict=True) if k} for row in known.tolist()] == [{"tagging", "lane"}, {"mot", "flow"}]
+    assert [{t for t, k in zip(TASKS, row, strict=True) if k} for row in known.tolist()] == [
+        {"tagging", "lane"},
+        {"mot", "flow"},
+    ]
     assert bool((losses[~known] == 0).all()) and bool((losses[known] > 0).all())
     alone, marks = model.losses(raw, some)  # without the other frame there is nothing to associate
     assert not bool(marks[1].any()) and float(alone[1].sum()) == 0
@@ -90,7 +93,9 @@ def test_a_fresh_cross_block_changes_nothing_and_a_trained_one_reads_the_other_g
     torch.nn.init.normal_(block.proj.weight)
     assert not torch.allclose(block(x, read), block(x, -read))
     none = torch.zeros(2, 3, dtype=torch.bool)
-    assert torch.allclose(block(x, read, none), block(x, -read, none)) and bool(torch.isfinite(block(x, read, none)).all())
+    assert torch.allclose(block(x, read, none), block(x, -read, none)) and bool(
+        torch.isfinite(block(x, read, none)).all()
+    )
 
 
 def test_tasks_exchange_inside_a_window_and_shifted_windows_reach_the_next():
@@ -109,7 +114,10 @@ def test_one_task_alone_has_no_exchange_and_only_its_parts(model):
     single = offprint.create_model(NAME, tasks=("semantic",), **SMALL).eval()
     assert not hasattr(single, "instances") and len(single.pixels.exchange) == 0
     assert set(single.detect(single.example_input())[0]) == {"semantic"}
-    assert set(offprint.create_model(NAME, tasks=("tagging",), **SMALL).detect(torch.rand(1, 3, 64, 96))[0]) == {"weather", "scene"}
+    assert set(offprint.create_model(NAME, tasks=("tagging",), **SMALL).detect(torch.rand(1, 3, 64, 96))[0]) == {
+        "weather",
+        "scene",
+    }
     out = model.eval().detect(torch.rand(1, 3, 64, 96), torch.rand(1, 3, 64, 96), score_threshold=0.0)[0]
     assert set(out) == {"weather", "scene", "semantic", "drivable", "lane_category", "lane_direction", "lane_style", "boxes", "scores", "labels",
                         "masks", "keypoints", "embeddings", "flow"}  # fmt: skip
@@ -238,7 +246,12 @@ def test_association_is_whole_for_perfect_tracks_and_falls_where_identities_chan
 def test_mirroring_exchanges_left_and_right_of_all_labels():
     points = torch.zeros(1, len(JOINTS), 3)
     points[0, JOINTS.index("left_hand")] = torch.tensor([10.0, 5, 2])
-    target = {"known": set(), "boxes": torch.tensor([[0.0, 0, 10, 10]]), "keypoints": points, "semantic": torch.arange(40).repeat(20, 1)}
+    target = {
+        "known": set(),
+        "boxes": torch.tensor([[0.0, 0, 10, 10]]),
+        "keypoints": points,
+        "semantic": torch.arange(40).repeat(20, 1),
+    }
     _, found = mirror(torch.rand(3, 20, 40), target)
     assert found["boxes"].tolist() == [[30, 0, 40, 10]] and int(found["semantic"][0, 0]) == 39
     assert found["keypoints"][0, JOINTS.index("right_hand")].tolist() == [30, 5, 2]
@@ -257,7 +270,11 @@ def test_drawn_scenes_say_so_and_keep_some_labels():
     data = drawn(videos=4, held=1, keep=3, size=(64, 96))
     assert data.drawn and "not photographed" in data.notes[0]
     assert {len(f.labels) for f in data.train} == {3} and {len(f.labels) for f in data.val} == {10}
-    assert data.digest == drawn(videos=4, held=1, keep=3, size=(64, 96)).digest != drawn(videos=4, held=1, keep=3, size=(64, 96), seed=1).digest
+    assert (
+        data.digest
+        == drawn(videos=4, held=1, keep=3, size=(64, 96)).digest
+        != drawn(videos=4, held=1, keep=3, size=(64, 96), seed=1).digest
+    )
     _, target = data.val[0].read()
     for box, mask in zip(target["boxes"].long().tolist(), target["masks"], strict=True):
         assert bool(mask[box[1] : box[3], box[0] : box[2]].any()) and not bool(mask[:, : box[0]].any())
@@ -267,14 +284,26 @@ def test_drawn_scenes_say_so_and_keep_some_labels():
 
 # -- BDD100K's formats
 def test_lane_bytes_and_bitmasks():
-    byte = np.array([[8, 0b110111, 0b000110]], np.uint8)  # background; vertical dashed single yellow; parallel solid single white
+    byte = np.array(
+        [[8, 0b110111, 0b000110]], np.uint8
+    )  # background; vertical dashed single yellow; parallel solid single white
     found = lanes_of(byte)
-    assert [found[f"lane_{k}"].tolist() for k in ("category", "direction", "style")] == [[[0, 8, 7]], [[0, 2, 1]], [[0, 2, 1]]]
-    assert lane_bytes(*(found[f"lane_{k}"].numpy() for k in ("category", "direction", "style"))).tolist() == byte.tolist()
+    assert [found[f"lane_{k}"].tolist() for k in ("category", "direction", "style")] == [
+        [[0, 8, 7]],
+        [[0, 2, 1]],
+        [[0, 2, 1]],
+    ]
+    assert (
+        lane_bytes(*(found[f"lane_{k}"].numpy() for k in ("category", "direction", "style"))).tolist() == byte.tolist()
+    )
     pixels = np.zeros((4, 6, 4), np.uint8)
     pixels[1:3, 1:4], pixels[3, 5] = (3, 0, 1, 44), (1, 2, 0, 9)  # a car of identity 300; a crowd
     found = bitmask(pixels, (4, 6), "here")
-    assert found["labels"].tolist() == [3] and found["tracks"].tolist() == [300] and found["boxes"].tolist() == [[1, 1, 4, 3]]
+    assert (
+        found["labels"].tolist() == [3]
+        and found["tracks"].tolist() == [300]
+        and found["boxes"].tolist() == [[1, 1, 4, 3]]
+    )
     with pytest.raises(DataError, match="four channels"):
         bitmask(pixels[..., :3], (4, 6), "here")
 
@@ -305,7 +334,10 @@ def bdd(tmp_path_factory, scenes):
         write(f"lane/masks/{split}/a.png", said["lane"])
         picture(f"10k/{split}", "b", frame)
         write(f"sem_seg/masks/{split}/b.png", said["semantic"])
-        rows = [{**row, "rle": encode(mask)} for row, mask in zip(said["instance"], frame.read()[1]["masks"].numpy(), strict=True)]
+        rows = [
+            {**row, "rle": encode(mask)}
+            for row, mask in zip(said["instance"], frame.read()[1]["masks"].numpy(), strict=True)
+        ]
         write(f"ins_seg/rles/ins_seg_{split}.json", [{"name": "b.jpg", "labels": rows}])
         video = []
         for i, one in enumerate(frames[:2]):
@@ -323,13 +355,28 @@ def bdd(tmp_path_factory, scenes):
 
 def test_bdd100k_is_read_with_the_labels_of_each_set(bdd, scenes):
     data = open_folder(bdd)
-    assert data.counts() == {"tagging": 1, "detection": 1, "pose": 1, "drivable": 1, "lane": 1, "semantic": 1, "instance": 1, "flow": 4, "mot": 2, "mots": 2}
+    assert data.counts() == {
+        "tagging": 1,
+        "detection": 1,
+        "pose": 1,
+        "drivable": 1,
+        "lane": 1,
+        "semantic": 1,
+        "instance": 1,
+        "flow": 4,
+        "mot": 2,
+        "mots": 2,
+    }
     _, truth = scenes.train[0].read()
     by = {tuple(sorted(f.labels)): f.read()[1] for f in reversed(data.train)}
     whole = by["detection", "drivable", "lane", "pose", "tagging"]
-    assert torch.equal(whole["boxes"], truth["boxes"]) and torch.equal(whole["keypoints"], truth["keypoints"])  # the crowd is left out
+    assert torch.equal(whole["boxes"], truth["boxes"]) and torch.equal(
+        whole["keypoints"], truth["keypoints"]
+    )  # the crowd is left out
     assert torch.equal(whole["lane_category"], truth["lane_category"]) and whole["weather"] == truth["weather"]
-    assert torch.equal(by["instance", "semantic"]["masks"], truth["masks"]) and torch.equal(by["instance", "semantic"]["semantic"], truth["semantic"])
+    assert torch.equal(by["instance", "semantic"]["masks"], truth["masks"]) and torch.equal(
+        by["instance", "semantic"]["semantic"], truth["semantic"]
+    )
     assert torch.equal(by["flow", "mot"]["tracks"], truth["tracks"])
     assert sorted(by["flow", "mots"]["tracks"].tolist()) == sorted(truth["tracks"].tolist())
     near = Pairs(data.train, (), (), 0, False)
@@ -363,21 +410,37 @@ def test_pseudo_labels_come_from_the_weights_at_the_start_and_only_where_labels_
     raw, targets, pairs, other, other_targets = batch
     recipe = DrivingRecipe(pseudo=("semantic",), pseudo_threshold=0.0)
     module = Driving(model, recipe, 0, {"mean": (0.5,) * 3, "std": (0.25,) * 3})
-    some = [{**targets[0], "known": {"semantic"}}, {k: v for k, v in targets[1].items() if k != "semantic"} | {"known": {"lane"}}]
+    some = [
+        {**targets[0], "known": {"semantic"}},
+        {k: v for k, v in targets[1].items() if k != "semantic"} | {"known": {"lane"}},
+    ]
     found, made = module._labelled(module.normalise(raw), some)
     assert made == [set(), {"semantic"}] and torch.equal(found[0]["semantic"], targets[0]["semantic"])
     assert found[1]["semantic"].shape == (64, 96) and found[1]["known"] == {"lane", "semantic"}
-    unsure = Driving(model, DrivingRecipe(pseudo=("semantic",), pseudo_threshold=1.0), 0, {"mean": (0.5,) * 3, "std": (0.25,) * 3})
+    unsure = Driving(
+        model, DrivingRecipe(pseudo=("semantic",), pseudo_threshold=1.0), 0, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    )
     assert bool((unsure._labelled(unsure.normalise(raw), some)[0][1]["semantic"] == 255).all())
     with pytest.raises(OffprintError, match="choose of semantic, pose"):
         DrivingRecipe(pseudo=("lane",))
 
 
 def test_trains_by_stages_evaluates_and_draws(tmp_path, scenes):
-    first = contract.train(NAME, scenes, tmp_path / "a", stage="curriculum", recipe={"epochs": 1}, model_options=SMALL, progress=False, logger="none")
+    first = contract.train(
+        NAME,
+        scenes,
+        tmp_path / "a",
+        stage="curriculum",
+        recipe={"epochs": 1},
+        model_options=SMALL,
+        progress=False,
+        logger="none",
+    )
     assert set(first["losses"]) == {"loss", "tagging", "detection", "instance", "drivable", "lane"}
     before = contract.load_run(tmp_path / "a").model.state_dict()
-    contract.train(tmp_path / "a", scenes, tmp_path / "b", stage="finetuning", recipe={"epochs": 1}, progress=False, logger="none")
+    contract.train(
+        tmp_path / "a", scenes, tmp_path / "b", stage="finetuning", recipe={"epochs": 1}, progress=False, logger="none"
+    )
     ready = contract.load_run(tmp_path / "b")
     moved = {n.split(".")[0] for n, v in ready.model.state_dict().items() if not torch.equal(v, before[n])}
     assert moved == {"tags", "pixels", "instances", "flow"}  # the backbone and the pyramid stand still, their norms too
@@ -388,7 +451,12 @@ def test_trains_by_stages_evaluates_and_draws(tmp_path, scenes):
         Image.fromarray(frame.file).save(tmp_path / f"{i}.png")
     found = ready.predict([tmp_path / "0.png", tmp_path / "1.png"], video=True)
     found.save(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"0_drawn.png", "0_semantic.png", "1_lane.png", "frames.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {
+        "0_drawn.png",
+        "0_semantic.png",
+        "1_lane.png",
+        "frames.json",
+    }
     rows = json.loads((tmp_path / "out/frames.json").read_text())
     assert rows[0]["name"] == "0.png" and {"weather", "scene"} == set(rows[0]["attributes"])
     assert "flow" in found.maps[0] and "flow" not in found.maps[1]

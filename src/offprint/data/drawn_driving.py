@@ -14,13 +14,19 @@ from offprint.data.driving import JOINTS, LABELS, SCENES, SEMANTIC, WEATHERS, Dr
 from offprint.errors import DataError
 
 SKIES = {"clear": (120, 180, 235), "overcast": (170, 170, 175), "rainy": (85, 90, 105)}
-GROUNDS = {"highway": ("vegetation", (70, 130, 60)), "city street": ("building", (150, 110, 95)), "residential": ("fence", (190, 165, 120))}
+GROUNDS = {
+    "highway": ("vegetation", (70, 130, 60)),
+    "city street": ("building", (150, 110, 95)),
+    "residential": ("fence", (190, 165, 120)),
+}
 CARS = ((200, 40, 40), (40, 60, 190), (235, 200, 60), (235, 235, 235))
 FIVE = ("head", "right_hand", "left_hand", "right_foot", "left_foot")
 YELLOW, WHITE = 8, 7  # categories of the lane lines from 1: single yellow, single white
 
 
-def drawn(videos: int = 120, held: int = 24, frames: int = 2, keep: int = 3, size: tuple[int, int] = (96, 160), seed: int = 0) -> DrivingFrames:
+def drawn(
+    videos: int = 120, held: int = 24, frames: int = 2, keep: int = 3, size: tuple[int, int] = (96, 160), seed: int = 0
+) -> DrivingFrames:
     """Short videos of drawn scenes.
 
     Args:
@@ -31,7 +37,9 @@ def drawn(videos: int = 120, held: int = 24, frames: int = 2, keep: int = 3, siz
         seed: everything follows from it.
     """
     if min(size[0] - 63, size[1] - 95, frames, videos, held, keep) < 1 or keep > len(LABELS):
-        raise DataError(f"videos={videos}, held={held}, frames={frames}, keep={keep}, size={size}; give 1 or more, 10 tasks and 64 x 96 pixels")
+        raise DataError(
+            f"videos={videos}, held={held}, frames={frames}, keep={keep}, size={size}; give 1 or more, 10 tasks and 64 x 96 pixels"
+        )
     draw = np.random.default_rng(seed)
     parts = []
     for part, count in (("train", videos), ("val", held)):
@@ -77,7 +85,12 @@ def _frame(objects, t, size, horizon, centre, weather, scene, noise, name) -> Fr
     for d, c in ((pen, colour), (marks, SEMANTIC.index(ground))):
         d.rectangle((0, horizon, width, height), fill=c)
     reach = lambda s, y: centre + s * width * (0.04 + 0.42 * (y - horizon) / (height - horizon))  # noqa: E731
-    shape = lambda a, b: [(reach(a, horizon), horizon), (reach(b, horizon), horizon), (reach(b, height), height), (reach(a, height), height)]  # noqa: E731
+    shape = lambda a, b: [
+        (reach(a, horizon), horizon),
+        (reach(b, horizon), horizon),
+        (reach(b, height), height),
+        (reach(a, height), height),
+    ]  # noqa: E731
     pen.polygon(shape(-1, 1), fill=(95, 95, 100))
     marks.polygon(shape(-1, 1), fill=SEMANTIC.index("road"))
     area.polygon(shape(-0.4, 0.4), fill=0)
@@ -112,7 +125,14 @@ def _frame(objects, t, size, horizon, centre, weather, scene, noise, name) -> Fr
         box = {"x1": float(xs[0]), "y1": float(ys[0]), "x2": float(xs[-1] + 1), "y2": float(ys[-1] + 1)}
         counts = np.diff(np.flatnonzero(np.diff(np.concatenate([[-1], mask.T.ravel().astype(int), [-1]])))).tolist()
         counts = counts if not mask.T.ravel()[0] else [0, *counts]
-        labels.append({"id": str(o["id"] + 1), "category": o["kind"], "box2d": box, "rle": {"size": [height, width], "counts": counts}})
+        labels.append(
+            {
+                "id": str(o["id"] + 1),
+                "category": o["kind"],
+                "box2d": box,
+                "rle": {"size": [height, width], "counts": counts},
+            }
+        )
         if nodes:
             poses.append({"category": o["kind"], "box2d": box, "graph": {"nodes": nodes}})
     found = {
@@ -125,7 +145,9 @@ def _frame(objects, t, size, horizon, centre, weather, scene, noise, name) -> Fr
     return Frame(pixels, f"{name}-{t:02d}", found, name, t)
 
 
-def _draw(o: dict[str, Any], x: int, y: int, pen: ImageDraw.ImageDraw, own: ImageDraw.ImageDraw) -> list[dict[str, Any]]:
+def _draw(
+    o: dict[str, Any], x: int, y: int, pen: ImageDraw.ImageDraw, own: ImageDraw.ImageDraw
+) -> list[dict[str, Any]]:
     """A car (a box with a window), or a figure, whose joints are told."""
     w, h = o["size"]
     if o["kind"] == "car":

@@ -145,10 +145,14 @@ def _mask(said: Path | np.ndarray, size: tuple[int, int], task: str) -> np.ndarr
     else:
         found, where = _png(said), str(said)
     if found.ndim != 2 or found.shape != tuple(size):
-        raise DataError(f"{where} has the shape {found.shape}; its picture has {size[0]} x {size[1]} (height x width), one channel")
+        raise DataError(
+            f"{where} has the shape {found.shape}; its picture has {size[0]} x {size[1]} (height x width), one channel"
+        )
     top = {"semantic": len(SEMANTIC), "drivable": len(DRIVABLE)}.get(task)
     if top is not None and bool(((found >= top) & (found != 255)).any()):
-        raise DataError(f"{where} holds {int(found[found != 255].max())}; {task} has the classes 0 to {top - 1}, and 255 for unknown")
+        raise DataError(
+            f"{where} holds {int(found[found != 255].max())}; {task} has the classes 0 to {top - 1}, and 255 for unknown"
+        )
     return found
 
 
@@ -248,7 +252,9 @@ def bitmask(pixels: np.ndarray, size: tuple[int, int], where: str) -> dict[str, 
         DataError: another shape, or a category beyond the classes.
     """
     if pixels.shape != (*size, 4):
-        raise DataError(f"{where} has the shape {pixels.shape}; a bitmask has four channels and the size of its picture, {(*size, 4)}")
+        raise DataError(
+            f"{where} has the shape {pixels.shape}; a bitmask has four channels and the size of its picture, {(*size, 4)}"
+        )
     code = pixels.astype(np.int64)
     identity = (code[..., 2] << 8) + code[..., 3]
     boxes, labels, tracks, masks = [], [], [], []
@@ -388,10 +394,16 @@ def open_folder(source: str | Path, missing: str = "stop") -> DrivingFrames:
     absent = sorted({m for p in parts.values() for m in p.missing})
     if absent and missing == "stop":
         more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-        raise DataError(f"labels name pictures that are not there: {', '.join(absent[:5])}{more}; pass --missing skip to go without")
+        raise DataError(
+            f"labels name pictures that are not there: {', '.join(absent[:5])}{more}; pass --missing skip to go without"
+        )
     train, val = (parts[s].frames() for s in ("train", "val"))
     for split, frames in (("train", train), ("val", val)):
         if not frames:
             raise DataError(f"{root} holds no labelled frames of the split {split} ({LAYOUT})")
-    notes = (f"{len(absent)} pictures that labels name are missing and were left out (first: {absent[0]})",) if absent else ()
+    notes = (
+        (f"{len(absent)} pictures that labels name are missing and were left out (first: {absent[0]})",)
+        if absent
+        else ()
+    )
     return DrivingFrames(train, val, str(root), notes=notes)

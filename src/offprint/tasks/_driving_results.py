@@ -38,7 +38,10 @@ def painted(picture: np.ndarray, said: Mapping[str, Any]) -> Image.Image:
     if "lane_category" in said:
         canvas[said["lane_category"] > 0] = LINE
     shown = [i for i, o in enumerate(said.get("objects", ())) if o["score"] >= SHOWN]
-    colours = {i: tuple(int(v) for v in COLOURS[(7 * (o["track"] if o.get("track", -1) >= 0 else i) + 11) % 19]) for i, o in enumerate(said.get("objects", ()))}
+    colours = {
+        i: tuple(int(v) for v in COLOURS[(7 * (o["track"] if o.get("track", -1) >= 0 else i) + 11) % 19])
+        for i, o in enumerate(said.get("objects", ()))
+    }
     for i in shown if "masks" in said else ():
         inside = said["masks"][i]
         canvas[inside] = 0.5 * canvas[inside] + 0.5 * np.array(colours[i])
@@ -94,7 +97,11 @@ class Drives(Result):
                 if "masks" in maps:
                     one["rle"] = encode(maps["masks"][i])
                 if "joints" in o:
-                    one["graph"] = {"nodes": [{"category": k, "location": [x, y], "score": s} for k, (x, y, s) in o["joints"].items()]}
+                    one["graph"] = {
+                        "nodes": [
+                            {"category": k, "location": [x, y], "score": s} for k, (x, y, s) in o["joints"].items()
+                        ]
+                    }
                 found.append(one)
             tags = {k: row[k] for k in ("weather", "scene") if k in row}
             out.append({"name": Path(row["image"]).name, "frameIndex": place, "attributes": tags, "labels": found})
@@ -111,7 +118,9 @@ class Drives(Result):
         if kind == ".png" and len(self.rows) == 1:
             return _write(path, self.drawn(0))
         if kind:
-            raise OffprintError(f"{path}: frames are written to a folder, one frame to a .png, lists to .json (BDD100K), .csv or .tsv")
+            raise OffprintError(
+                f"{path}: frames are written to a folder, one frame to a .png, lists to .json (BDD100K), .csv or .tsv"
+            )
         names: dict[str, int] = {}
         for i, (row, maps) in enumerate(zip(self.rows, self.maps, strict=True)):
             stem = Path(row["image"]).stem
@@ -151,7 +160,9 @@ def _write(path: Path, image: Image.Image) -> Path:
 def objects_of(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Boxes, scores, labels, tracks and joints as rows."""
     rows = []
-    for i, (box, score, label) in enumerate(zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)):
+    for i, (box, score, label) in enumerate(
+        zip(found["boxes"].tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+    ):
         row: dict[str, Any] = {"class": CLASSES[label - 1], "score": score, "box": box}
         if "tracks" in found:
             row["track"] = int(found["tracks"][i])

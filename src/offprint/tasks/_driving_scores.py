@@ -18,7 +18,13 @@ from offprint.errors import need
 from offprint.models.detection.vtdnet import flow_proxy_iou
 from offprint.tasks._average_precision import AveragePrecision
 
-COUNTED = {"semantic": range(19), "drivable": (0, 1), "lane_category": range(1, 9), "lane_direction": (1, 2), "lane_style": (1, 2)}
+COUNTED = {
+    "semantic": range(19),
+    "drivable": (0, 1),
+    "lane_category": range(1, 9),
+    "lane_direction": (1, 2),
+    "lane_style": (1, 2),
+}
 TRACKED = 8  # of the classes, the first
 LEVELS = np.arange(1, 20) / 20
 
@@ -82,7 +88,10 @@ class Joints:
                                "iscrowd": 0, "num_keypoints": seen, "keypoints": sum(points, [])})  # fmt: skip
         people = found["labels"] == 1
         for box, points, score in zip(
-            found["boxes"][people].tolist(), found["keypoints"][people].tolist(), found["scores"][people].tolist(), strict=True
+            found["boxes"][people].tolist(),
+            found["keypoints"][people].tolist(),
+            found["scores"][people].tolist(),
+            strict=True,
         ):
             x1, y1, x2, y2 = box
             self.found.append({"image_id": self.images, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1),
@@ -92,7 +101,10 @@ class Joints:
         """In percent; ``None`` without a person whose joints are labelled."""
         if not any(r["num_keypoints"] for r in self.truth):
             return None
-        coco, judge = need("pycocotools.coco", "detection", "AP of joints"), need("pycocotools.cocoeval", "detection", "AP of joints")
+        coco, judge = (
+            need("pycocotools.coco", "detection", "AP of joints"),
+            need("pycocotools.cocoeval", "detection", "AP of joints"),
+        )
         with contextlib.redirect_stdout(io.StringIO()):
             sets = []
             for rows in (self.truth, self.found):
@@ -116,7 +128,10 @@ class DrivingScores:
         self.right: dict[str, list[bool]] = {"tagging_weather": [], "tagging_scene": []}
         self.cells = {name: np.zeros((3, max(classes) + 1)) for name, classes in COUNTED.items()}
         empty = BoxedPictures((), CLASSES)
-        self.ap = {k: AveragePrecision(empty, masks) for k, masks in (("detection", False), ("instance", True), ("mot", False), ("mots", True))}
+        self.ap = {
+            k: AveragePrecision(empty, masks)
+            for k, masks in (("detection", False), ("instance", True), ("mot", False), ("mots", True))
+        }
         self.joints, self.overlaps = Joints(), []
         self.tracks: dict[str, list[tuple[list[Any], list[Any], np.ndarray]]] = {"mot": [], "mots": []}
         self.frames = 0
@@ -169,7 +184,12 @@ class DrivingScores:
 
     def moved(self, target: Mapping[str, Any], after: Mapping[str, Any], flow: Tensor) -> None:
         """Add the flow (2, H, W) from a frame to the next, both labelled for MOTS."""
-        both = [(i, j) for i, t in enumerate(target["tracks"].tolist()) for j, u in enumerate(after["tracks"].tolist()) if t == u >= 0]
+        both = [
+            (i, j)
+            for i, t in enumerate(target["tracks"].tolist())
+            for j, u in enumerate(after["tracks"].tolist())
+            if t == u >= 0
+        ]
         if both:
             i, j = (list(k) for k in zip(*both, strict=True))
             self.overlaps += flow_proxy_iou(target["masks"][i], after["masks"][j], flow).tolist()
@@ -185,7 +205,12 @@ class DrivingScores:
         out |= {k: iou[k] for k in ("semantic", "drivable") if k in iou}
         lanes = [v for k, v in iou.items() if k.startswith("lane")]
         out |= {"lane": sum(lanes) / len(lanes)} if lanes else {}
-        for task, name, key in (("detection", "detection", "ap"), ("instance", "instance", "mask_ap"), ("mot", "mot_ap", "ap"), ("mots", "mots_ap", "mask_ap")):
+        for task, name, key in (
+            ("detection", "detection", "ap"),
+            ("instance", "instance", "mask_ap"),
+            ("mot", "mot_ap", "ap"),
+            ("mots", "mots_ap", "mask_ap"),
+        ):
             if self.ap[task].truth:
                 figures = self.ap[task].figures()[0]
                 out[name] = figures[key]

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offprint.data.driving import SCENES, WEATHERS, DrivingFrames, Frame, open_folder
 from offprint.data.drawn_driving import drawn
+from offprint.data.driving import SCENES, WEATHERS, DrivingFrames, Frame, open_folder
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError
 from offprint.models.checkpoint import load_weights
@@ -120,7 +120,9 @@ class Driving(RecipeTask):
         for task, value, count in zip(TASKS, each, counts.tolist(), strict=True):
             if count:
                 self.log(f"train_{task}", value.detach(), batch_size=count, on_step=False, on_epoch=True)
-        return loss if loss.requires_grad else loss + 0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
+        return (
+            loss if loss.requires_grad else loss + 0 * next(p for p in self.model.parameters() if p.requires_grad).sum()
+        )
 
     def _labelled(self, x: Tensor, targets: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[set[str]]]:
         """Targets with pseudo-labels where labels lack, and which tasks these are of."""
@@ -131,7 +133,11 @@ class Driving(RecipeTask):
         out = [dict(t) for t in targets]
         with torch.no_grad():
             seen = labeller.see(x)
-            objects = labeller.instances.objects(seen.named, tuple(x.shape[-2:]), seen.proposals) if "pose" in self.recipe.pseudo else None  # type: ignore[attr-defined]
+            objects = (
+                labeller.instances.objects(seen.named, tuple(x.shape[-2:]), seen.proposals)
+                if "pose" in self.recipe.pseudo
+                else None
+            )  # type: ignore[attr-defined]
         for i, target in enumerate(out):
             lacking = set(self.recipe.pseudo) - set(target["known"])  # type: ignore[attr-defined]
             if "semantic" in lacking:
@@ -152,7 +158,12 @@ class Driving(RecipeTask):
 # -- use --------------------------------------------------------------------------------------------------------------
 @torch.no_grad()
 def outputs(
-    model: VTDNet, picture: Tensor, preprocessing: Mapping[str, Any], sizes: Sizes, after: Tensor | None = None, **limits: float
+    model: VTDNet,
+    picture: Tensor,
+    preprocessing: Mapping[str, Any],
+    sizes: Sizes,
+    after: Tensor | None = None,
+    **limits: float,
 ) -> dict[str, Tensor]:
     """Everything about one frame (3, H, W) uint8, in its own pixels; with the frame ``after`` it the flow as well."""
     like = next(model.parameters())
@@ -179,7 +190,9 @@ def outputs(
         if "keypoints" in found:
             found["keypoints"] = found["keypoints"] * torch.cat([scale, torch.ones(1)])
     if "flow" in found:
-        part = F.interpolate(found["flow"][None, :, :tall, :wide], size=(height, width), mode="bilinear", align_corners=False)[0]
+        part = F.interpolate(
+            found["flow"][None, :, :tall, :wide], size=(height, width), mode="bilinear", align_corners=False
+        )[0]
         found["flow"] = part * scale[:, None, None]
     return found
 
@@ -222,7 +235,9 @@ class DrivingTask(Task):
         wanted = set(job.how.tasks or TASKS) & model
         counts = job.data.counts()
         if not any(counts[t] for t in wanted):
-            raise DataError(f"no training frame of {job.data.name} has a label of {', '.join(sorted(wanted))}; choose other tasks or data")
+            raise DataError(
+                f"no training frame of {job.data.name} has a label of {', '.join(sorted(wanted))}; choose other tasks or data"
+            )
 
     def build(self, job: Job) -> nn.Module:
         network = create_model(job.model, pretrained=job.pretrained, **job.model_options)
@@ -239,7 +254,12 @@ class DrivingTask(Task):
 
     def about(self, job: Job) -> dict[str, Any]:
         short = job.how.input_size or (max(job.how.sides()) if job.how.sides() else 0)
-        return {"preprocessing": dict(job.entry.preprocessing), "short": int(short), "longest": job.how.longest_side, "drawn": job.data.drawn}
+        return {
+            "preprocessing": dict(job.entry.preprocessing),
+            "short": int(short),
+            "longest": job.how.longest_side,
+            "drawn": job.data.drawn,
+        }
 
     def module(self, job: Job) -> Driving:
         return Driving(job.network, job.how, job.run.seed, job.entry.preprocessing)
@@ -270,7 +290,12 @@ class DrivingTask(Task):
 
     def released(self, name: str, pretrained: bool | str, checkpoint: str | None, options: Mapping[str, Any]) -> Ready:
         model = create_model(name, pretrained=pretrained, checkpoint_path=checkpoint, **options).eval()
-        return Ready(self, model, name, {"options": dict(options), "preprocessing": dict(entry(name).preprocessing), "short": 0, "longest": 0})
+        return Ready(
+            self,
+            model,
+            name,
+            {"options": dict(options), "preprocessing": dict(entry(name).preprocessing), "short": 0, "longest": 0},
+        )
 
     @torch.no_grad()
     def evaluate(
@@ -302,7 +327,9 @@ class DrivingTask(Task):
                 raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
         if part not in ("train", "val"):
             raise OffprintError(f"part={part!r}; choose train or val")
-        frames = self.open(data, **({"missing": "skip"} if ready.about.get("data_options", {}).get("missing") == "skip" else {}))
+        frames = self.open(
+            data, **({"missing": "skip"} if ready.about.get("data_options", {}).get("missing") == "skip" else {})
+        )
         chosen = sorted(getattr(frames, part), key=lambda f: (f.video, f.index, f.name))[: most or None]
         if progress:
             progress(total=len(chosen))
@@ -315,7 +342,9 @@ class DrivingTask(Task):
             total = vtda(figures, given, {g: n for g, n in groups.items() if n})
             figures |= {f"vtda_{g}": v for g, v in total.groups.items()} | {"vtda": total.total}
         notes = list(frames.notes) if frames.drawn else []
-        return Figures([dict(figures)], notes, figures=figures, units={k: " %" for k in figures if not k.startswith("vtda")})
+        return Figures(
+            [dict(figures)], notes, figures=figures, units={k: " %" for k in figures if not k.startswith("vtda")}
+        )
 
     @torch.no_grad()
     def predict(
@@ -354,7 +383,9 @@ class DrivingTask(Task):
         tensors = [torch.from_numpy(a).permute(2, 0, 1) for _, a in read]
         for i, (file, array) in enumerate(read):
             after = tensors[i + 1] if video and i + 1 < len(read) and tensors[i + 1].shape == tensors[i].shape else None
-            said = outputs(ready.model, tensors[i], ready.about["preprocessing"], _sizes(ready), after, score_threshold=score)
+            said = outputs(
+                ready.model, tensors[i], ready.about["preprocessing"], _sizes(ready), after, score_threshold=score
+            )
             said = followed(said, tracker, i) if video else said
             row: dict[str, Any] = {"image": str(file)}
             for name, kinds in (("weather", WEATHERS), ("scene", SCENES)):
@@ -377,14 +408,20 @@ def _sizes(ready: Ready) -> Sizes:
     return Sizes(int(ready.about.get("short", 0)), int(ready.about.get("longest", 0)))
 
 
-def scored(ready: Ready, frames: Sequence[Frame], tracker: Tracker, progress: Callable[..., None] | None = None) -> dict[str, float]:
+def scored(
+    ready: Ready, frames: Sequence[Frame], tracker: Tracker, progress: Callable[..., None] | None = None
+) -> dict[str, float]:
     """Scores (%) of a network on frames in the order of their videos."""
     scores, video, number = DrivingScores(), None, 0
     for i, frame in enumerate(frames):
         picture, target = frame.read()
-        following = frames[i + 1] if i + 1 < len(frames) and frame.video and frames[i + 1].video == frame.video else None
+        following = (
+            frames[i + 1] if i + 1 < len(frames) and frame.video and frames[i + 1].video == frame.video else None
+        )
         after = following.read() if following is not None and "mots" in target["known"] else None
-        said = outputs(ready.model, picture, ready.about["preprocessing"], _sizes(ready), None if after is None else after[0])
+        said = outputs(
+            ready.model, picture, ready.about["preprocessing"], _sizes(ready), None if after is None else after[0]
+        )
         size = (int(picture.shape[-2]), int(picture.shape[-1]))
         tags = {k: int(said[k].argmax()) for k in ("weather", "scene") if k in said}
         scores.update(target, {**said, **tags}, size)

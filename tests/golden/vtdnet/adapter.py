@@ -20,7 +20,11 @@ def scores(record):
     found = (middle + slope * a).clamp(low, high)
     singles = (found + spread * b.abs() * c).clamp(least, most)
     names = [n for group in given["groups"].values() for n in group]
-    got = vtda(dict(zip(names, found.tolist(), strict=True)), dict(zip(names, singles.T.tolist(), strict=True)), given["groups"])
+    got = vtda(
+        dict(zip(names, found.tolist(), strict=True)),
+        dict(zip(names, singles.T.tolist(), strict=True)),
+        given["groups"],
+    )
     yield "scores", found, expected["scores"], 1e-6
     yield "sigma", [got.sigma[n] for n in names], expected["sigma"], 1e-6
     yield "scale", [got.scale[n] for n in names], expected["scale"], 1e-6

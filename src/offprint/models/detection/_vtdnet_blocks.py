@@ -21,7 +21,9 @@ class TaskFeedForward(nn.Module):
     def __init__(self, tasks: int, width: int, ratio: int = 4):
         super().__init__()
         self.each = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
+            nn.Sequential(
+                nn.LayerNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width)
+            )
             for _ in range(tasks)
         )
 

@@ -20,9 +20,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
     height, width = x.shape[-2:]
     column = torch.arange(width, device=x.device, dtype=flow.dtype)
     row = torch.arange(height, device=x.device, dtype=flow.dtype)[:, None]
-    grid = torch.stack(
-        [(2 * (column + flow[:, 0]) + 1) / width - 1, (2 * (row + flow[:, 1]) + 1) / height - 1], -1
-    )
+    grid = torch.stack([(2 * (column + flow[:, 0]) + 1) / width - 1, (2 * (row + flow[:, 1]) + 1) / height - 1], -1)
     return F.grid_sample(x, grid.to(x.dtype), align_corners=False)
 
 
@@ -66,7 +64,10 @@ class FlowDecoder(nn.Module):
                 flow = one.new_zeros(len(one), 2, *one.shape[-2:])
             else:
                 ratio = flow.new_tensor([one.shape[-1] / flow.shape[-1], one.shape[-2] / flow.shape[-2]])
-                flow = F.interpolate(flow, size=one.shape[-2:], mode="bilinear", align_corners=False) * ratio[:, None, None]
+                flow = (
+                    F.interpolate(flow, size=one.shape[-2:], mode="bilinear", align_corners=False)
+                    * ratio[:, None, None]
+                )
             cost = F.leaky_relu(cost_volume(_unit(one), _unit(warp(two, flow)), self.radius) * one.shape[1], 0.1)
             flow = flow + self.out(self.layers(torch.cat([cost, self.squeeze(one), flow], 1)))
         assert flow is not None

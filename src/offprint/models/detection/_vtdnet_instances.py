@@ -95,14 +95,22 @@ class Instances(TwoStage):
         return sum(self.rpn.compute_loss(found.objectness[i][:, None], found.codes[i], labels, wanted))
 
     def losses_of(
-        self, maps: OrderedDict[str, Tensor], size: tuple[int, int], found: Proposals, i: int, target: dict[str, Any], tasks: set[str]
+        self,
+        maps: OrderedDict[str, Tensor],
+        size: tuple[int, int],
+        found: Proposals,
+        i: int,
+        target: dict[str, Any],
+        tasks: set[str],
     ) -> dict[str, Tensor]:
         """Losses of image ``i`` for ``detection``, ``instance`` and ``pose``, as far as they are among ``tasks``."""
         one, out = _one(maps, i), {}
         if "detection" in tasks:
             self.roi_heads.training = True
             boxes, _, labels, codes = self.roi_heads.select_training_samples([found.boxes[i]], [target])
-            logits, moves = self.roi_heads.box_predictor(self.roi_heads.box_head(self.roi_heads.box_roi_pool(one, boxes, [size])))
+            logits, moves = self.roi_heads.box_predictor(
+                self.roi_heads.box_head(self.roi_heads.box_roi_pool(one, boxes, [size]))
+            )
             out["detection"] = self._first_loss(found, i, target) + sum(fastrcnn_loss(logits, moves, labels, codes))
         if "instance" in tasks:
             out["instance"] = self.mask_loss(one, size, found.boxes[i], target)
@@ -115,7 +123,9 @@ class Instances(TwoStage):
                 out["pose"] = maps["0"].sum() * 0
         return out
 
-    def mask_loss(self, one: OrderedDict[str, Tensor], size: tuple[int, int], proposals: Tensor, target: dict[str, Any]) -> Tensor:
+    def mask_loss(
+        self, one: OrderedDict[str, Tensor], size: tuple[int, int], proposals: Tensor, target: dict[str, Any]
+    ) -> Tensor:
         """Of the masks of regions near an object; 0 without objects."""
         boxes, index = _near(proposals, target["boxes"], 0.5)
         if not len(boxes):
@@ -154,14 +164,22 @@ class Instances(TwoStage):
         return self.embed_head(self.embed_pool(maps, boxes, sizes))
 
     # -- use
-    def objects(self, maps: OrderedDict[str, Tensor], size: tuple[int, int], found: Proposals, **limits: float) -> list[dict[str, Tensor]]:
+    def objects(
+        self, maps: OrderedDict[str, Tensor], size: tuple[int, int], found: Proposals, **limits: float
+    ) -> list[dict[str, Tensor]]:
         """Of each image ``boxes``, ``scores``, ``labels``; ``masks``, ``keypoints`` (N, J, 3; 0 but for people), ``embeddings`` as the tasks go."""
         roi, shapes = self.roi_heads, [size] * len(found.boxes)
         kept = roi.score_thresh, roi.nms_thresh, roi.detections_per_img
         roi.training = False
         try:
             for name, value in limits.items():
-                setattr(roi, {"score_threshold": "score_thresh", "iou_threshold": "nms_thresh", "limit": "detections_per_img"}[name], value)
+                setattr(
+                    roi,
+                    {"score_threshold": "score_thresh", "iou_threshold": "nms_thresh", "limit": "detections_per_img"}[
+                        name
+                    ],
+                    value,
+                )
             out, _ = roi(maps, found.boxes, shapes)
         finally:
             roi.score_thresh, roi.nms_thresh, roi.detections_per_img = kept
@@ -217,12 +235,14 @@ def _far(proposals: Tensor, boxes: Tensor, iou: float) -> Tensor:
     return proposals if not len(boxes) else proposals[box_iou(proposals, boxes).max(1).values < iou]
 
 
-def pooled_tokens(heads: Instances, maps: OrderedDict[str, Tensor], found: Proposals, size: tuple[int, int], most: int) -> tuple[Tensor, Tensor]:
+def pooled_tokens(
+    heads: Instances, maps: OrderedDict[str, Tensor], found: Proposals, size: tuple[int, int], most: int
+) -> tuple[Tensor, Tensor]:
     """Means of the windows of the best proposals, (B, most, C), and which of them are there (B, most)."""
     boxes = [b[:most] for b in found.boxes]
     pooled = heads.roi_heads.box_roi_pool.align(maps, boxes, [size] * len(boxes)).mean((2, 3))
     tokens = torch.stack([F.pad(p, (0, 0, 0, most - len(p))) for p in pooled.split([len(b) for b in boxes])])
-    there = torch.tensor([len(b) for b in boxes], device=tokens.device)[:, None] > torch.arange(most, device=tokens.device)
+    there = torch.tensor([len(b) for b in boxes], device=tokens.device)[:, None] > torch.arange(
+        most, device=tokens.device
+    )
     return tokens, there
-
-

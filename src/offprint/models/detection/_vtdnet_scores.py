@@ -47,7 +47,9 @@ def partial_label_loss(
     """
     known = labelled if pseudo is None else labelled | pseudo
     if losses.shape != known.shape:
-        raise DataError(f"losses {tuple(losses.shape)} and labels {tuple(known.shape)}; give one of each per image and task")
+        raise DataError(
+            f"losses {tuple(losses.shape)} and labels {tuple(known.shape)}; give one of each per image and task"
+        )
     each = losses.masked_fill(~known, 0).sum(0) / known.sum(0).clamp(min=1)
     return TaskLoss((each if weights is None else each * weights).sum(), each)
 

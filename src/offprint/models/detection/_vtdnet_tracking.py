@@ -43,7 +43,9 @@ def embedding_losses(keys: Tensor, references: Tensor, positive: Tensor) -> tupl
         return keys.new_zeros(len(keys)), keys.new_zeros(())
     products = keys @ references.T
     none = torch.finfo(products.dtype).min
-    gap = torch.logsumexp(products.masked_fill(positive, none), 1) + torch.logsumexp((-products).masked_fill(~positive, none), 1)
+    gap = torch.logsumexp(products.masked_fill(positive, none), 1) + torch.logsumexp(
+        (-products).masked_fill(~positive, none), 1
+    )
     both = positive.any(1) & ~positive.all(1)
     each = F.softplus(torch.where(both, gap, torch.zeros_like(gap))) * both
     cosine = F.normalize(keys, dim=1) @ F.normalize(references, dim=1).T
@@ -57,7 +59,11 @@ class EmbedHead(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(4):
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.GroupNorm(groups, channels), nn.ReLU()]
+            layers += [
+                nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+                nn.GroupNorm(groups, channels),
+                nn.ReLU(),
+            ]
         self.convs, self.fc = nn.Sequential(*layers), nn.Linear(channels * 49, width)
         nn.init.normal_(self.fc.weight, std=0.01)
         nn.init.zeros_(self.fc.bias)
@@ -115,7 +121,9 @@ class Tracker:
         self.tracks, self.backdrops, self.began, self.last = {}, [], 0, -1
 
     @torch.no_grad()
-    def update(self, boxes: Tensor, scores: Tensor, labels: Tensor, embeddings: Tensor, frame: int) -> tuple[Tensor, Tensor]:
+    def update(
+        self, boxes: Tensor, scores: Tensor, labels: Tensor, embeddings: Tensor, frame: int
+    ) -> tuple[Tensor, Tensor]:
         """The tracks of a frame's boxes.
 
         Args:
@@ -131,7 +139,9 @@ class Tracker:
         if frame == 0:
             self.reset()
         if frame <= self.last:
-            raise DataError(f"frame {frame} comes after frame {self.last}; give frames in their order, or call reset() between videos")
+            raise DataError(
+                f"frame {frame} comes after frame {self.last}; give frames in their order, or call reset() between videos"
+            )
         self.last = frame
         order = scores.argsort(descending=True, stable=True)
         keep = order[_thinned(boxes[order], scores[order] < self.object_score, *self.overlaps[:2])]
@@ -166,7 +176,12 @@ class Tracker:
                 rest.append(i)
         self._remember(given, labels, embeddings, frame)
         where = torch.tensor(rest, dtype=torch.long, device=keep.device)
-        kept = [rest[j] for j in _thinned(boxes[keep][where], torch.zeros(len(rest), dtype=torch.bool), *self.overlaps[2:] * 2).tolist()]
+        kept = [
+            rest[j]
+            for j in _thinned(
+                boxes[keep][where], torch.zeros(len(rest), dtype=torch.bool), *self.overlaps[2:] * 2
+            ).tolist()
+        ]
         self.backdrops = [b for b in self.backdrops if frame - b[0] < self.backdrop_frames]
         if self.backdrop_frames:
             self.backdrops += [(frame, embeddings[i], labels[i]) for i in kept]

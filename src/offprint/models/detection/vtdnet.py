@@ -71,11 +71,16 @@ class PixelFeatures(nn.Module):
         super().__init__()
 
         def stage(before: int, doubled: bool) -> nn.Sequential:
-            layers = [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.GroupNorm(min(32, width // 4), width), nn.ReLU()]
+            layers = [
+                nn.Conv2d(before, width, 3, padding=1, bias=False),
+                nn.GroupNorm(min(32, width // 4), width),
+                nn.ReLU(),
+            ]
             return nn.Sequential(*layers, *([nn.Upsample(scale_factor=2, mode="bilinear")] if doubled else []))
 
         self.levels = nn.ModuleList(
-            nn.Sequential(*(stage(channels if i == 0 else width, level > 0) for i in range(max(1, level)))) for level in range(4)
+            nn.Sequential(*(stage(channels if i == 0 else width, level > 0) for i in range(max(1, level))))
+            for level in range(4)
         )
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
@@ -87,7 +92,9 @@ class PixelFeatures(nn.Module):
 class PixelTasks(nn.Module):
     """The segmentation group: pixel features, its exchange, a decoder for each map."""
 
-    def __init__(self, channels: int, tasks: Sequence[str], *, width: int, task_width: int, window: int, instances: int):
+    def __init__(
+        self, channels: int, tasks: Sequence[str], *, width: int, task_width: int, window: int, instances: int
+    ):
         super().__init__()
         self.tasks, self.task_width = tuple(tasks), task_width
         dim = len(tasks) * task_width
@@ -99,7 +106,9 @@ class PixelTasks(nn.Module):
             {task: nn.ModuleDict({m: nn.Conv2d(task_width, n, 1) for m, n in MAPS[task].items()}) for task in tasks}
         )
 
-    def forward(self, pixels: Tensor, tokens: Tensor | None, there: Tensor | None, size: tuple[int, int]) -> dict[str, Tensor]:
+    def forward(
+        self, pixels: Tensor, tokens: Tensor | None, there: Tensor | None, size: tuple[int, int]
+    ) -> dict[str, Tensor]:
         """Pixel features (B, width, h, w), instances (B, M, C) and which are there: logits (B, K, H, W) of every map."""
         x = self.into(pixels).permute(0, 2, 3, 1)
         for block in self.exchange:
@@ -194,7 +203,9 @@ class VTDNet(nn.Module):
         return out
 
     def _check(self, x: Tensor) -> None:
-        if not torch.compiler.is_compiling() and (x.ndim != 4 or x.shape[1] != self.in_chans or x.shape[-1] % 32 or x.shape[-2] % 32):
+        if not torch.compiler.is_compiling() and (
+            x.ndim != 4 or x.shape[1] != self.in_chans or x.shape[-1] % 32 or x.shape[-2] % 32
+        ):
             raise OffprintError(
                 f"frames {tuple(x.shape)}; expected (B, {self.in_chans}, H, W) with H and W multiples of 32 (pad at the right and below)"
             )
@@ -277,7 +288,11 @@ class VTDNet(nn.Module):
             pairs: which images these are.
             frames: the images and their references in [0, 1], of these pairs: the flow learns from them.
         """
-        if len(targets) != len(x) or len(pairs) != len(reference_targets) or len(pairs) != (0 if reference is None else len(reference)):
+        if (
+            len(targets) != len(x)
+            or len(pairs) != len(reference_targets)
+            or len(pairs) != (0 if reference is None else len(reference))
+        ):
             raise DataError(
                 f"{len(x)} images, {len(targets)} targets; {len(pairs)} pairs, {len(reference_targets)} of their targets; give one of each"
             )
@@ -382,7 +397,13 @@ _RECIPE = {  # of this library, from memory of the paper
     "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "epochs": 12, "batch_size": 16, "warmup_steps": 500, "clip_grad": 1.0,
     "short_sides": (600, 660, 720), "data": "bdd100k",
 }  # fmt: skip
-_TOY = {"batch_size": 2, "short_sides": (), "lr": 5e-4, "warmup_steps": 50, "data": ""}  # the small network, on the drawn scenes
+_TOY = {
+    "batch_size": 2,
+    "short_sides": (),
+    "lr": 5e-4,
+    "warmup_steps": 50,
+    "data": "",
+}  # the small network, on the drawn scenes
 RECIPES = {
     "training": _RECIPE,
     "curriculum": {**_RECIPE, "tasks": FULL_TASKS},
@@ -401,6 +422,7 @@ register(
     preprocessing={**IMAGENET, "interpolation": "bilinear", "crop_pct": 1.0},
     recipes=RECIPES,
     exceptions={
-        stage: {"vtdnet_tiny_rebuilt": {**_TOY, **({"lr": 5e-5, "warmup_steps": 0} if stage == "finetuning" else {})}} for stage in RECIPES
+        stage: {"vtdnet_tiny_rebuilt": {**_TOY, **({"lr": 5e-5, "warmup_steps": 0} if stage == "finetuning" else {})}}
+        for stage in RECIPES
     },
 )
