@@ -84,13 +84,13 @@ def _frame(objects, t, size, horizon, centre, weather, scene, noise, name) -> Fr
     pen, marks, area, lane, dash = (ImageDraw.Draw(i) for i in (picture, semantic, drivable, category, style))
     for d, c in ((pen, colour), (marks, SEMANTIC.index(ground))):
         d.rectangle((0, horizon, width, height), fill=c)
-    reach = lambda s, y: centre + s * width * (0.04 + 0.42 * (y - horizon) / (height - horizon))  # noqa: E731
-    shape = lambda a, b: [
-        (reach(a, horizon), horizon),
-        (reach(b, horizon), horizon),
-        (reach(b, height), height),
-        (reach(a, height), height),
-    ]  # noqa: E731
+
+    def reach(side: float, y: float) -> float:
+        return centre + side * width * (0.04 + 0.42 * (y - horizon) / (height - horizon))
+
+    def shape(a: float, b: float) -> list[tuple[float, float]]:
+        return [(reach(s, y), y) for s, y in ((a, horizon), (b, horizon), (b, height), (a, height))]
+
     pen.polygon(shape(-1, 1), fill=(95, 95, 100))
     marks.polygon(shape(-1, 1), fill=SEMANTIC.index("road"))
     area.polygon(shape(-0.4, 0.4), fill=0)

@@ -35,7 +35,7 @@ NET = {
 }  # fmt: skip
 SIZES: dict[str, Any] = {  # mode: steps, batch, videos to learn from, judged videos, (height, width), seeds, rates
     "quick": (4, 2, 4, 1, (64, 96), (0,), (1e-3,)),
-    "full": (60, 2, 80, 8, (64, 96), (0, 1, 2, 3, 4), (5e-4, 2e-3)),
+    "full": (48, 2, 80, 8, (64, 96), (0, 1, 2, 3, 4), (5e-4, 2e-3)),
     "gpu": (6000, 4, 600, 60, (96, 160), (0, 1, 2, 3, 4), (5e-4, 2e-3)),
 }
 STAGES = (  # of CPF: share of the steps, recipe, what a step costs
