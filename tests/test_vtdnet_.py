@@ -421,6 +421,11 @@ def test_pseudo_labels_come_from_the_weights_at_the_start_and_only_where_labels_
         model, DrivingRecipe(pseudo=("semantic",), pseudo_threshold=1.0), 0, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
     )
     assert bool((unsure._labelled(unsure.normalise(raw), some)[0][1]["semantic"] == 255).all())
+    single = offprint.create_model(NAME, tasks=("semantic",), **SMALL)
+    assert Driving(
+        single, DrivingRecipe(pseudo=("semantic", "pose")), 0, {"mean": (0.5,) * 3, "std": (0.25,) * 3}
+    ).pseudo == ("semantic",)
+    assert DrivingRecipe.of(NAME, "training").warmup_epochs == 0
     with pytest.raises(OffprintError, match="choose of semantic, pose"):
         DrivingRecipe(pseudo=("lane",))
 

@@ -86,7 +86,8 @@ class Driving(RecipeTask):
         self.normalise = _Normalise(preprocessing)
         self.weights = torch.tensor(recipe.task_weights) if recipe.task_weights else None
         self._labeller: tuple[VTDNet, ...] = ()
-        if recipe.pseudo:  # in a tuple: no part of what is trained or kept
+        self.pseudo = tuple(t for t in recipe.pseudo if t in model.tasks)
+        if self.pseudo:  # in a tuple: no part of what is trained or kept
             self._labeller = (copy.deepcopy(model).eval().requires_grad_(False),)
         self.tuned = [m for d in model.decoders().values() for m in d] if recipe.decoders_only else []
         if self.tuned:
@@ -135,11 +136,11 @@ class Driving(RecipeTask):
             seen = labeller.see(x)
             objects = (
                 labeller.instances.objects(seen.named, tuple(x.shape[-2:]), seen.proposals)
-                if "pose" in self.recipe.pseudo
+                if "pose" in self.pseudo
                 else None
             )  # type: ignore[attr-defined]
         for i, target in enumerate(out):
-            lacking = set(self.recipe.pseudo) - set(target["known"])  # type: ignore[attr-defined]
+            lacking = set(self.pseudo) - set(target["known"])  # type: ignore[attr-defined]
             if "semantic" in lacking:
                 sure, kind = seen.logits["semantic"][i].softmax(0).max(0)
                 target["semantic"] = torch.where(sure >= level, kind, torch.full_like(kind, 255))

@@ -394,7 +394,7 @@ VARIANTS = {
     },
 }  # fmt: skip
 _RECIPE = {  # of this library, from memory of the paper
-    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "epochs": 12, "batch_size": 16, "warmup_steps": 500, "clip_grad": 1.0,
+    "optimizer": "adamw", "lr": 1e-4, "weight_decay": 0.05, "epochs": 12, "batch_size": 16, "warmup_steps": 500, "warmup_epochs": 0, "clip_grad": 1.0,
     "short_sides": (600, 660, 720), "data": "bdd100k",
 }  # fmt: skip
 _TOY = {
