@@ -185,7 +185,7 @@ def plot(figures: dict, figure) -> None:
 
 _EFFECTS = (
     Effect(
-        "gain_of_cpf", unit="points", why="curriculum, pseudo-labels and fine-tuning together are better (abstract)"
+        "gain_of_cpf", unit="points", why="the paper trains by curriculum, pseudo-labels and fine-tuning (from memory)"
     ),
 )
 PROOF = Proof(
