@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from offprint.data.boxes import BoxedPictures, BoxSplits, as_stored, encode, open_boxes, orientation_of
+from offprint.data.aerial import open_objects
+from offprint.data.boxes import BoxedPictures, BoxSplits, as_stored, encode, orientation_of
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
@@ -392,20 +393,29 @@ class ObjectDetection(Task):
     made = ("validation.txt",)
 
     def open(
-        self, source: Any, *, seed: int = 0, val_fraction: float = 0.2, classes: str = "", on_error: str = "stop"
+        self,
+        source: Any,
+        *,
+        seed: int = 0,
+        val_fraction: float = 0.2,
+        classes: str = "",
+        max_instances: int = 0,
+        on_error: str = "stop",
     ) -> BoxSplits:
         """Open pictures with objects.
 
         Args:
-            source: a COCO json, a folder in the layout of COCO, Pascal VOC (xml) or YOLO (txt), sample:digit-scenes, or
-                :class:`~offprint.data.boxes.BoxSplits`.
+            source: a COCO json, a folder in the layout of COCO, Pascal VOC (xml) or YOLO (txt), or of iSAID, DIOR, NWPU VHR-10 or HRSID
+                as published, sample:digit-scenes, or :class:`~offprint.data.boxes.BoxSplits`.
             val_fraction: share held out, where the data have no split of their own.
             classes: names with commas between them, or a file of them, for layouts that do not name their classes.
+            max_instances: most objects of a picture to learn from; those with more are left out, 0 keeps all.
             on_error: pictures that are missing: stop or skip.
         """
         if isinstance(source, BoxSplits):
             return source
-        return open_boxes(source, val_fraction=val_fraction, seed=seed, classes=classes, on_error=on_error)
+        how = {"val_fraction": val_fraction, "seed": seed, "classes": classes, "on_error": on_error}
+        return open_objects(source, max_instances=max_instances, **how)
 
     def digest(self, data: BoxSplits) -> str:
         return data.digest

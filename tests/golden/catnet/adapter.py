@@ -46,3 +46,11 @@ CALLS = {
     "custom: raw outputs for the notes' RoIs (no decoding, no NMS): the five neck maps, the RPN's five class maps and "
     "five box maps, then class scores, box deltas and mask logits of the RoIs": _raw,
 }
+WORDS = {
+    "cat_mask_rcnn_r50": {
+        "outputs in order: 5 neck levels, 5 rpn_cls, 5 rpn_reg": "the number of the outputs",
+        "sampling_ratio 0 (adaptive)": "the extractors' own, not an option",
+    },
+    "dense_fpn": {"four maps of a 96x160 image": "the sizes of the inputs"},
+    "hroie": {"four levels (strides 4, 8, 16, 32)": "the argument strides"},
+}

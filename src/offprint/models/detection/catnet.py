@@ -246,12 +246,15 @@ class WithContext(nn.Sequential):
 
 
 def with_scp(name: str):
-    """The builder of a neck with SCP after it."""
+    """The builder of a neck with SCP after it; it has the option ``finest`` where the neck has."""
 
-    def on(before: Maps, *, finest: int = 8, **options) -> WithContext:
-        return WithContext(part(name)(before, finest=finest, **options))
+    def on(before: Maps, **options) -> WithContext:
+        return WithContext(part(name)(before, **options))
 
-    return on
+    def from_level(before: Maps, *, finest: int = 8, **options) -> WithContext:
+        return on(before, finest=finest, **options)
+
+    return on if name == "hor_fpn" else from_level
 
 
 # -- HRoIE ------------------------------------------------------------------------------------------------------------
