@@ -26,12 +26,21 @@ def coco(file, names, rows, categories):
             annotations.append({"id": len(annotations) + 1, "image_id": key, "category_id": category, "bbox": [x, y, w, h],
                                 "area": w * h, "iscrowd": 0, "segmentation": shape})  # fmt: skip
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in categories]}
+    content = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": n} for i, n in categories],
+    }
     file.write_text(json.dumps(content))
 
 
 def isaid(root):
-    categories = [(1, "storage_tank"), (2, "Large_Vehicle"), (4, "plane"), (5, "ship")]  # ids as the set's own files have them
+    categories = [
+        (1, "storage_tank"),
+        (2, "Large_Vehicle"),
+        (4, "plane"),
+        (5, "ship"),
+    ]  # ids as the set's own files have them
     for part in ("train", "val"):
         picture(root / part / "images" / "P0_0_800_0_800.png")
         many = [(4, (1, 1, 5, 5)), (5, (10, 10, 8, 6)), (1, (20, 5, 30, 5))]
@@ -121,7 +130,9 @@ def dior(root):
         size = "<size><width>40</width><height>30</height><depth>3</depth></size>"
         head = f"<annotation><filename>{stem}.jpg</filename>{size}<object><name>Expressway-Service-area</name>"
         (horizontal / f"{stem}.xml").write_text(f"{head}{box}</object></annotation>")
-        (oriented / f"{stem}.xml").write_text(f"{head}<robndbox><x_left_top>1</x_left_top></robndbox></object></annotation>")
+        (oriented / f"{stem}.xml").write_text(
+            f"{head}<robndbox><x_left_top>1</x_left_top></robndbox></object></annotation>"
+        )
     return root
 
 

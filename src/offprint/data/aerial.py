@@ -204,13 +204,17 @@ def _vhr10(root: Path, counts: _Counts) -> Found:
                 continue
             found = _LINE.fullmatch(line.strip())
             if found is None or not 1 <= int(found[5]) <= len(VHR10):
-                raise DataError(f"{file}, line {number}: {line!r} is not (x1,y1),(x2,y2),CLASS with a class of 1 to {len(VHR10)}")
+                raise DataError(
+                    f"{file}, line {number}: {line!r} is not (x1,y1),(x2,y2),CLASS with a class of 1 to {len(VHR10)}"
+                )
             x1, y1, x2, y2 = (float(found[i]) for i in range(1, 5))
             rows.append(((x1, y1, x2, y2), int(found[5]), False, None))
         size = upright_size(picture) if picture.is_file() else None
         scenes.append(tidy(_scene(picture, rows, None, len(scenes) + 1), size, counts))
     if not scenes:
-        raise DataError(f"{root / 'ground truth'} holds no .txt files; expected one for each picture of 'positive image set'")
+        raise DataError(
+            f"{root / 'ground truth'} holds no .txt files; expected one for each picture of 'positive image set'"
+        )
     empty = root / "negative image set"
     for picture in sorted(empty.iterdir()) if empty.is_dir() else ():
         if picture.suffix.lower() in EXTENSIONS:

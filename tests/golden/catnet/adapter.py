@@ -27,7 +27,14 @@ def _raw(model, record, x):
     masks = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(_named(maps), boxes, shape)))
     # the reference has the background last among the scores, and neither boxes nor masks of it
     scores = torch.cat([scores[:, 1:], scores[:, :1]], 1)
-    return {"neck": maps, "rpn_cls": objectness, "rpn_reg": codes, "cls": scores, "reg": deltas[:, 4:], "mask": masks[:, 1:]}
+    return {
+        "neck": maps,
+        "rpn_cls": objectness,
+        "rpn_reg": codes,
+        "cls": scores,
+        "reg": deltas[:, 4:],
+        "mask": masks[:, 1:],
+    }
 
 
 CALLS = {

@@ -292,7 +292,9 @@ class RoIExtractor(nn.Module):
         sum_: Tensor | None = None
         for i in order if self.direction == "bottom_up" else reversed(order):
             level = levels[i]
-            window = roi_align(level, [b.to(level.dtype) for b in boxes], self.size, 1 / self.strides[i], 0, aligned=True)
+            window = roi_align(
+                level, [b.to(level.dtype) for b in boxes], self.size, 1 / self.strides[i], 0, aligned=True
+            )
             conv = self.atts[i].conv
             if sum_ is None:  # nothing gathered yet, so that half of the weights meets zeros
                 half = conv.weight[:, conv.in_channels // 2 :]  # type: ignore[index, operator]
@@ -403,7 +405,9 @@ class SecondStage(RoIHeads):
         threshold, limit = self.nms_thresh, self.detections_per_img
         self.nms_thresh, self.detections_per_img = 1.0, sys.maxsize  # nothing overlaps by more: all come through
         try:
-            rows = zip(*super().postprocess_detections(class_logits, box_regression, proposals, image_shapes), strict=True)
+            rows = zip(
+                *super().postprocess_detections(class_logits, box_regression, proposals, image_shapes), strict=True
+            )
             out = []
             for boxes, scores, labels in rows:
                 kept, softened = soft_nms(boxes, scores, labels, threshold)
@@ -435,7 +439,9 @@ class SecondStage(RoIHeads):
             owners = [o[k > 0] for o, k in zip(owners, labels, strict=True)]
             drawn = self._draw(features, boxes, image_shapes)
             with torch.no_grad():
-                truth = [cropped(t["masks"], b, o, drawn.shape[-1]) for t, b, o in zip(targets, boxes, owners, strict=True)]
+                truth = [
+                    cropped(t["masks"], b, o, drawn.shape[-1]) for t, b, o in zip(targets, boxes, owners, strict=True)
+                ]
             own = drawn[torch.arange(len(rows), device=drawn.device), label[rows]]
             loss = F.binary_cross_entropy_with_logits(own, torch.cat(truth).to(own)) if len(rows) else drawn.sum() * 0
             losses["loss_mask"] = loss
@@ -498,9 +504,7 @@ class HRoIEHead(TwoStage):
     @torch.no_grad()
     def detect(self, maps, size, *, score_threshold=0.05, iou_threshold=0.5, limit=1000):
         """Objects in each image, as the contract says; of two boxes of one class that overlap more, the worse loses score (:func:`soft_nms`)."""
-        return super().detect(
-            maps, size, score_threshold=score_threshold, iou_threshold=iou_threshold, limit=limit
-        )
+        return super().detect(maps, size, score_threshold=score_threshold, iou_threshold=iou_threshold, limit=limit)
 
 
 class SoftRetinaHead(RetinaHead):
@@ -601,7 +605,12 @@ RECIPE = {  # 3x on patches of iSAID
 }  # fmt: skip
 SCALES = (1200, 1000, 800, 600, 400)
 DIOR = {**RECIPE, "longest_side": 1200, "data": "dior"}
-VHR = {**DIOR, "epochs": 72, "milestones": (56, 68), "data": "nwpu-vhr-10"}  # each epoch of the authors' shows every picture twice
+VHR = {
+    **DIOR,
+    "epochs": 72,
+    "milestones": (56, 68),
+    "data": "nwpu-vhr-10",
+}  # each epoch of the authors' shows every picture twice
 HRSID = {**VHR, "short_sides": (1000,), "data": "hrsid"}
 EXCEPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "training": {"cat_rcnn_r50": DIOR, "catnet_r50": {**DIOR, "lr": 0.005}},
