@@ -152,9 +152,7 @@ def run(ctx) -> dict:
 
 
 def plot(figures: dict, figure) -> None:
-    kit.bars(
-        figures, figure.subplots(), title="parts of CATNet, digits in photographs", ylabel="AP at IoU 0.5 (%)"
-    )
+    kit.bars(figures, figure.subplots(), title="parts of CATNet, digits in photographs", ylabel="AP at IoU 0.5 (%)")
 
 
 _GAINS = tuple(

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
-from torchvision.ops import box_iou, roi_align
+from torchvision.ops import MultiScaleRoIAlign, box_iou, roi_align
 
 from offprint.errors import OffprintError, unknown
 from offprint.models.backbones.ibn_net import ResNet
@@ -258,8 +258,8 @@ def with_scp(name: str):
 
 
 # -- HRoIE ------------------------------------------------------------------------------------------------------------
-class RoIExtractor(nn.Module):
-    """Regions from all levels, called as torchvision's :class:`~torchvision.ops.MultiScaleRoIAlign`.
+class RoIExtractor(MultiScaleRoIAlign):
+    """Regions from all levels, in the place of torchvision's pooling, whose detectors take nothing but its class.
 
     Args:
         channels: of the maps.
@@ -269,13 +269,13 @@ class RoIExtractor(nn.Module):
     """
 
     def __init__(self, channels: int, strides: Sequence[int], size: int, direction: str):
-        super().__init__()
         if direction not in ("bottom_up", "top_down"):
             raise unknown("direction of HRoIE", direction, ("bottom_up", "top_down"))
+        super().__init__([str(i) for i in range(len(strides))], size, 0)
         self.strides, self.size, self.direction = tuple(strides), size, direction
         self.atts = nn.ModuleList(Conv(2 * channels, channels) for _ in self.strides)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self, maps: OrderedDict[str, Tensor], boxes: list[Tensor], shapes: Sequence[tuple[int, int]] = ()
     ) -> Tensor:
         """Windows (regions, C, size, size).
