@@ -65,7 +65,11 @@ def rows(side: int = 256, regions: int = 100, seconds: float = 8.0) -> Iterator[
     flat = [torch.randn(1, 256, side // 2 ** (2 + i), side // 2 ** (2 + i)) for i in range(5)]
     corner = torch.rand(regions, 2) * side / 2
     boxes = [torch.cat([corner, corner + 8 + torch.rand(regions, 2) * side / 2], 1)]
-    neck, scp, extract = DenseFPN(channels).eval(), SCP().eval(), RoIExtractor(256, (4, 8, 16, 32), 7, "bottom_up").eval()
+    neck, scp, extract = (
+        DenseFPN(channels).eval(),
+        SCP().eval(),
+        RoIExtractor(256, (4, 8, 16, 32), 7, "bottom_up").eval(),
+    )
     named = OrderedDict((str(i), m) for i, m in enumerate(flat))
     with torch.inference_mode():
         for what, ours, theirs in (
