@@ -60,7 +60,7 @@ def test_a_combination_trains(row):
     model = build(*row)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = []
-    for step in range(4):
+    for step in range(6):
         torch.manual_seed(7)  # of the regions that are drawn
         terms = model.losses(images, targets)
         loss = sum(terms.values())

@@ -373,6 +373,18 @@ def open_boxes(
     found = _coco(root, counts) or (None if root.is_file() else _voc(root, counts, named) or _yolo(root, counts, named))
     if found is None:
         raise DataError(f"{root} holds no pictures with boxes; expected {FORMS}")
+    return split(found, root, counts, val_fraction, seed, on_error)
+
+
+def split(
+    found: tuple[dict[str, list[Scene]], Sequence[str], Sequence[int]],
+    root: Path,
+    counts: _Counts,
+    val_fraction: float,
+    seed: int,
+    on_error: str,
+) -> BoxSplits:
+    """What was read (scenes by part, names and ids of the classes) as a part to learn from and one held out; arguments as :func:`open_boxes`."""
     parts, names, ids = found
     _missing(parts, on_error, counts)
     name = root.stem if root.is_file() else root.name

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from offprint.data.boxes import BoxedPictures, BoxSplits, as_stored, encode, open_boxes, orientation_of
+from offprint.data.aerial import open_objects
+from offprint.data.boxes import BoxedPictures, BoxSplits, as_stored, encode, orientation_of
 from offprint.data.reading import read_picture
 from offprint.errors import DataError, OffprintError
 from offprint.files import atomic_write
@@ -39,6 +40,11 @@ from offprint.tasks.results import Figures, Result, sheet
 from offprint.tasks.running import Fitted, RecipeTask
 
 FRAMES = ("upright", "stored")
+FLIPS = {
+    "horizontal": (v2.functional.horizontal_flip,),
+    "vertical": (v2.functional.vertical_flip,),
+    "diagonal": (v2.functional.horizontal_flip, v2.functional.vertical_flip),
+}
 COMPOSED = {  # a detector of parts on some hundred pictures
     "optimizer": "adamw", "lr": 5e-4, "reference_batch": 8, "weight_decay": 0.05, "epochs": 40, "batch_size": 8, "warmup_steps": 100,
     "color_jitter": 0.2, "clip_grad": 10.0, "flip": True,
@@ -52,7 +58,8 @@ class DetectionRecipe(Recipe):
     ``milestones`` are the epochs after which ``schedule="step"`` multiplies the rate by ``decay_rate``; ``warmup_steps`` steps rise from
     ``warmup_ratio`` times the rate. ``short_sides`` are the sizes of a picture's short side one of which is drawn for each (one: always
     that), ``side_range`` two ends to draw it from; ``input_size`` is the same for one side, and ``longest_side`` bounds the other. Where none is given
-    pictures keep their size up to 800 by 1333. ``freeze_norms`` and ``freeze_stages`` hold a backbone's norms and first stages; they count
+    pictures keep their size up to 800 by 1333. A picture is mirrored with probability ``flip_share``, in one of ``flips`` (``diagonal`` is both
+    ways at once). ``freeze_norms`` and ``freeze_stages`` hold a backbone's norms and first stages; they count
     for a backbone that brings weights.
     """
 
@@ -62,6 +69,8 @@ class DetectionRecipe(Recipe):
     short_sides: tuple[int, ...] = ()
     side_range: tuple[int, ...] = ()
     longest_side: int = 0
+    flip_share: float = 0.5
+    flips: tuple[str, ...] = ("horizontal",)
     freeze_norms: bool = False
     freeze_stages: int = 0
 
@@ -69,6 +78,10 @@ class DetectionRecipe(Recipe):
         super().__post_init__()
         if self.side_range and not (len(self.side_range) == 2 and 0 < self.side_range[0] <= self.side_range[1]):
             raise OffprintError(f"recipe: side_range={self.side_range}; give its two ends, the smaller first")
+        if not self.flips or not set(self.flips) <= set(FLIPS) or not 0 <= self.flip_share <= 1:
+            raise OffprintError(
+                f"recipe: flips={self.flips}, flip_share={self.flip_share}; choose of {', '.join(FLIPS)}, and a share from 0 to 1"
+            )
         if any(s < 1 for s in self.short_sides) or self.longest_side < 0:
             raise OffprintError(
                 f"recipe: short_sides={self.short_sides}, longest_side={self.longest_side}; sides are pixels"
@@ -113,7 +126,8 @@ class _Training:
     """From a picture and its objects to a training sample: mirrored, coloured, at a size that is drawn, without crowds."""
 
     def __init__(self, normalise: Callable, sizes: Sizes, recipe: DetectionRecipe):
-        self.normalise, self.sizes, self.flip = normalise, sizes, recipe.flip
+        self.normalise, self.sizes = normalise, sizes
+        self.flips, self.flip_share = recipe.flips, recipe.flip_share if recipe.flip else 0.0
         self.sides, self.ranged = recipe.sides(), bool(recipe.side_range)
         self.colour = v2.ColorJitter(*[recipe.color_jitter] * 3) if recipe.color_jitter else None
 
@@ -132,9 +146,11 @@ class _Training:
             k: tv_tensors.wrap(v[learnt], like=v) if isinstance(v, tv_tensors.TVTensor) else v[learnt]
             for k, v in target.items()
         }
-        if self.flip and torch.rand(()) < 0.5:
-            picture = v2.functional.horizontal_flip(picture)
-            target = {k: v2.functional.horizontal_flip(v) if k != "labels" else v for k, v in target.items()}
+        if self.flip_share and torch.rand(()) < self.flip_share:
+            which = self.flips[int(torch.randint(len(self.flips), ()))] if len(self.flips) > 1 else self.flips[0]
+            for turn in FLIPS[which]:
+                picture = turn(picture)
+                target = {k: turn(v) if k != "labels" else v for k, v in target.items()}
         size = list(self._size(*picture.shape[-2:]))
         picture = v2.functional.resize(picture, size, antialias=True)
         target = {k: v2.functional.resize(v, size) if k != "labels" else v for k, v in target.items()}
@@ -377,20 +393,29 @@ class ObjectDetection(Task):
     made = ("validation.txt",)
 
     def open(
-        self, source: Any, *, seed: int = 0, val_fraction: float = 0.2, classes: str = "", on_error: str = "stop"
+        self,
+        source: Any,
+        *,
+        seed: int = 0,
+        val_fraction: float = 0.2,
+        classes: str = "",
+        max_instances: int = 0,
+        on_error: str = "stop",
     ) -> BoxSplits:
         """Open pictures with objects.
 
         Args:
-            source: a COCO json, a folder in the layout of COCO, Pascal VOC (xml) or YOLO (txt), sample:digit-scenes, or
-                :class:`~offprint.data.boxes.BoxSplits`.
+            source: a COCO json, a folder in the layout of COCO, Pascal VOC (xml) or YOLO (txt), or of iSAID, DIOR, NWPU VHR-10 or HRSID
+                as published, sample:digit-scenes, or :class:`~offprint.data.boxes.BoxSplits`.
             val_fraction: share held out, where the data have no split of their own.
             classes: names with commas between them, or a file of them, for layouts that do not name their classes.
+            max_instances: most objects of a picture to learn from; those with more are left out, 0 keeps all.
             on_error: pictures that are missing: stop or skip.
         """
         if isinstance(source, BoxSplits):
             return source
-        return open_boxes(source, val_fraction=val_fraction, seed=seed, classes=classes, on_error=on_error)
+        how = {"val_fraction": val_fraction, "seed": seed, "classes": classes, "on_error": on_error}
+        return open_objects(source, max_instances=max_instances, **how)
 
     def digest(self, data: BoxSplits) -> str:
         return data.digest
@@ -692,7 +717,7 @@ def _gives_masks(model: nn.Module) -> bool:
 def _sizes(model: Any, settled: Mapping[str, Any]) -> Sizes:
     """Heads whose anchors are parts of the image (SSD's) see a square."""
     squash = not hasattr(model.head, "finest")
-    multiple = max(32, int(getattr(model.backbone, "size_multiple", 32)))
+    multiple = max(32, *(int(getattr(m, "size_multiple", 32)) for m in (model, model.backbone)))
     return Sizes(int(settled["short"]), int(settled["longest"]), squash, multiple)
 
 

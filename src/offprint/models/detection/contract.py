@@ -132,11 +132,16 @@ def anchors(
     return tuple(out)
 
 
-def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (N, m, m) of boxes (N, 4) into a picture of ``size`` (H, W): (N, H, W) bool."""
-    if not len(masks):
-        return torch.zeros((0, *size), dtype=torch.bool, device=masks.device)
-    return paste_masks_in_image(masks[:, None].float(), boxes.float(), size)[:, 0] >= 0.5
+def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], at_once: int = 32) -> Tensor:
+    """Masks (N, m, m) of boxes (N, 4) into a picture of ``size`` (H, W): (N, H, W) bool.
+
+    So many of them ``at_once`` have every pixel as a number; a thousand masks of a large picture would not fit.
+    """
+    out = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    for start in range(0, len(masks), at_once):
+        rows = slice(start, start + at_once)
+        out[rows] = paste_masks_in_image(masks[rows, None].float(), boxes[rows].float(), size)[:, 0] >= 0.5
+    return out
 
 
 def neck_options(model: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class TwoStage(nn.Module):
         self.num_classes, self.masks = num_classes, with_masks
         pooled = [str(i) for i in range(min(4, len(before.channels)))]
         train, use, train_after, use_after = proposals
-        self.rpn = RegionProposalNetwork(
+        self.rpn = self.first_stage(
             Anchors(before.reductions), RPNHead(width, len(RATIOS)), 0.7, 0.3, 256, 0.5,
             {"training": train, "testing": use}, {"training": train_after, "testing": use_after}, 0.7,
         )  # fmt: skip
@@ -107,7 +107,8 @@ class TwoStage(nn.Module):
             detections_per_img=100, **mask,
         )  # fmt: skip
 
-    second_stage: Any = RoIHeads  # a sub-class's own losses or filtering go here
+    first_stage: Any = RegionProposalNetwork  # a sub-class's own losses or filtering go here
+    second_stage: Any = RoIHeads
 
     @classmethod
     def on(cls, before: Maps, num_classes: int = 80, **options) -> TwoStage:
