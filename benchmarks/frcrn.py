@@ -93,7 +93,7 @@ def rows() -> Iterator[Row]:
         torch.manual_seed(0)
         model = create_model(name).eval()
         x = torch.randn(1, seconds * model.sample_rate)
-        ours = deploy(model, x)
+        ours = deploy(model, x, tolerance=1e-3)  # weights drawn at random carry rounding further than trained ones
         with torch.inference_mode():
             a, b = race(lambda: ours(x), lambda: plain(model, x), seconds=20)  # noqa: B023
             used = peak_memory(lambda: ours(x)), peak_memory(lambda: plain(model, x))  # noqa: B023

@@ -277,7 +277,11 @@ def test_what_a_model_cannot_learn_from_is_said_before_training(folder, tmp_path
 
 def test_no_weights_at_hand_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("OFFPRINT_WEIGHTS", str(tmp_path))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    def offline(*args, **kwargs):
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", offline)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     found = CliRunner().invoke(app, ["rate", str(tmp_path / "a.png")])
     assert found.exit_code != 0 and "cfanet_nr_koniq_res50-9a73138b.pth" in str(found.exception)

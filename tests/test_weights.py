@@ -24,6 +24,9 @@ from offprint.models.registry import Weights, entry
 RELEASES = [(name, tag) for name in offprint.list_models(pretrained=True) for tag in entry(name).weights]
 PERCENT = {"top1", "top5", "accuracy", "dice", "dice_overlap_0.7", "miou", "f1_normal", "f1_crowded", "f1_night"}
 RANGES = {"psnr_y": (20, 45), "ssim_y": (0.5, 1), "plcc": (0.5, 1), "srcc": (0.5, 1), "krcc": (0.5, 1)}
+RANGES |= dict.fromkeys(
+    ("ap", "ap50", "mask_ap", "precision", "recall", "hmean"), (50, 100)
+)  # of objects and words, in %
 RANGES |= {"pesq": (1, 4.65), "stoi": (0, 1), "si_sdr": (0, 40)}  # of speech
 
 
@@ -59,7 +62,7 @@ def test_entries_are_complete(name):
         usual = w.num_classes in (None, 0, 1000) and "btcv" not in tag and "brats" not in tag
         assert usual == (not w.class_map), tag
         full = entry(name).release(tag)
-        assert full.num_classes is not None or entry(name).task in ("restoration", "lanes", "enhancement")
+        assert full.num_classes is not None or entry(name).task in ("restoration", "lanes", "enhancement", "text")
         assert full.preprocessing is not None and (full.input_size or entry(name).input_size is None)
         if "crop_pct" in full.preprocessing:
             mean, std, crop = (full.preprocessing[k] for k in ("mean", "std", "crop_pct"))

@@ -577,7 +577,6 @@ class FCENet(nn.Module):
         ),
     )
     input_layers = ("backbone.conv1",)
-    num_classes = 1
 
     def __init__(
         self, in_chans: int = 3, depth: int = 50, deformable: bool = False, fourier_degree: int = 5,
