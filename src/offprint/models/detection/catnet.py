@@ -592,6 +592,7 @@ WEIGHTS = {
         tag: Weights(
             f"{RELEASE}{file}.pth", "authors", "authors", "GPL-3.0", hashed(f"{file}.pth"), classes,
             metrics={data: figures} if figures else {}, metrics_source=PAGE if figures else "",
+            class_map=tag.partition("_")[0],
         )
         for tag, (file, classes, data, figures) in rows.items()
     }
