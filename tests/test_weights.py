@@ -25,7 +25,7 @@ RELEASES = [(name, tag) for name in offprint.list_models(pretrained=True) for ta
 PERCENT = {"top1", "top5", "accuracy", "dice", "dice_overlap_0.7", "miou", "f1_normal", "f1_crowded", "f1_night"}
 RANGES = {"psnr_y": (20, 45), "ssim_y": (0.5, 1), "plcc": (0.5, 1), "srcc": (0.5, 1), "krcc": (0.5, 1)}
 RANGES |= dict.fromkeys(
-    ("ap", "ap50", "mask_ap", "precision", "recall", "hmean"), (50, 100)
+    ("ap", "ap50", "mask_ap", "precision", "recall", "hmean"), (30, 100)
 )  # of objects and words, in %
 RANGES |= {"pesq": (1, 4.65), "stoi": (0, 1), "si_sdr": (0, 40)}  # of speech
 
