@@ -90,7 +90,8 @@ def rows(side: tuple[int, int] = (384, 512), batch: int = 1, seconds: float = 8.
     for name in ("topiq_nr_resnet50", "topiq_fr_resnet50"):
         net, x = offprint.create_model(name).eval(), torch.rand(batch, 3, *side)
         peer, theirs = _peer(name, net)
-        ours = Against(net) if net.use_ref else net
+        theirs.eval()
+        ours = (Against(net) if net.use_ref else net).eval()
         yield from forwards(
             "topiq", f"{name} forward, {batch} x {side[0]} x {side[1]} px", peer, ours, theirs, x, seconds=seconds
         )
