@@ -15,6 +15,7 @@ import harness
 
 import offprint
 from offprint.errors import CheckpointError, OffprintError
+from offprint.models.registry import entry
 
 # every paper's adapter says how its backbones are made small: one variant for each class of network
 SMALL = {
@@ -93,7 +94,7 @@ def test_export_and_compile(name):
     assert torch.allclose(torch.compile(model, backend="eager", fullgraph=True)(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", list({offprint.api.entry(n).module: n for n in reversed(BACKBONES)}.values()))
+@pytest.mark.parametrize("name", list({entry(n).module: n for n in reversed(BACKBONES)}.values()))
 def test_onnx_round_trip(name, tmp_path):
     """For one network of each file: the others of it are made of the same operations."""
     from offprint.models.export import export_model
