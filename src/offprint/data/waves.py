@@ -237,14 +237,15 @@ def wave_fields(
     if not 2 <= zone <= elements + 1:
         raise OffprintError(f"zone={zone}; the square has {elements + 1} nodes a side")
     draw = np.random.default_rng(seed)
-    solvers: dict[float, WaveSolver] = {}
+    solver: WaveSolver | None = None
     first = (elements + 1 - zone) // 2
     kept = slice(first, first + zone)
     out = np.empty((count, 1, zone, zone, steps + 1))
     for i in range(count):
         x, y = draw.uniform(*law.centre, 2)
         width, amplitude, speed = (float(draw.uniform(*ends)) for ends in (law.width, law.amplitude, law.speed))
-        solver = solvers.setdefault(speed, WaveSolver(elements, elements, c=speed, dt=dt)) if len(solvers) < 2 else WaveSolver(elements, elements, c=speed, dt=dt)  # fmt: skip
+        if solver is None or solver.c != speed:
+            solver = WaveSolver(elements, elements, c=speed, dt=dt)
         solver.check_pulse(width)
         start = pulse(solver.x, solver.y, (x, y), width, amplitude)
         start[[0, -1]] = 0

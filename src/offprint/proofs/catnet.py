@@ -21,24 +21,19 @@ were then set to 45 for time. The judged seeds were not run.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torchvision.ops import MultiScaleRoIAlign
 
-from offprint.data.boxes import BoxedPictures, digit_scenes
 from offprint.models.backbones.ibn_net import ResNet
 from offprint.models.compose import Detector
 from offprint.models.detection.catnet import DenseFPN, HRoIEHead, WithContext
 from offprint.models.detection.contract import named
 from offprint.models.detection.fpn import FPN
 from offprint.models.parts import maps_of
-from offprint.proofs import Effect, Proof, kit
-from offprint.tasks._average_precision import AveragePrecision, target_of
+from offprint.proofs import Effect, Proof, _digit_scenes, kit
+from offprint.proofs._digit_scenes import SIDE
 
-SIDE, REGIONS = 96, 32
+REGIONS = 32
 ARMS = {"FPN": "", "DenseFPN": "dense", "SCP": "scp", "HRoIE": "hroie"}
 WIDTHS = {"": 68, "dense": 72, "scp": 68, "hroie": 52}  # channels of the maps
 SIZES = {  # mode: scenes to learn from, scenes held out, steps, scenes per step, judged seeds, rates
@@ -80,62 +75,9 @@ def network(arm: str, width: int = 0) -> Detector:
     return Detector(body, neck, head)
 
 
-def _tensors(data: BoxedPictures) -> tuple[Tensor, list[dict[str, Tensor]]]:
-    """All pictures, normalised, and their targets of one class."""
-    images = torch.from_numpy(np.stack([s.file for s in data.scenes])).permute(0, 3, 1, 2).float() / 255
-    targets = [
-        {"boxes": torch.from_numpy(s.boxes), "labels": torch.ones(len(s.labels), dtype=torch.int64)}
-        for s in data.scenes
-    ]
-    return (images - 0.45) / 0.25, targets
-
-
-def _scenes(mode: str, part: str) -> BoxedPictures:
-    """Scenes to learn from (``train``), to choose rates on (``val``), to judge by (``test``)."""
-    count, held, *_ = SIZES[mode]
-    found = digit_scenes(count, held, SIDE, 0) if part in ("train", "test") else digit_scenes(count, held, SIDE, 1)
-    data = found.train if part == "train" else found.val
-    return data.but(
-        scenes=[replace(s, labels=np.ones_like(s.labels)) for s in data.scenes], classes=("digit",), ids=(1,)
-    )
-
-
-def _score(model: Detector, data: BoxedPictures, device) -> dict[str, float]:
-    judge = AveragePrecision(data)
-    images, _ = _tensors(data)
-    model.eval()
-    for i, image in enumerate(images):
-        found = {k: v.cpu() for k, v in model.detect(image[None].to(device), limit=50)[0].items()}
-        judge.update(i, target_of(data, i, data.read(i)[1]), found, (SIDE, SIDE))
-    figures, _ = judge.figures()
-    return {"ap50": figures["ap50"], "ap": figures["ap"]}
-
-
 def _arm(name: str, arm: str, mode: str, device) -> kit.Arm:
-    _, _, steps, batch, _, _ = SIZES[mode]
-    images, targets = _tensors(_scenes(mode, "train"))
-
-    def run(seed: int, rate: float, part: str) -> dict[str, float]:
-        torch.manual_seed(seed)
-        model = network(arm).to(device).train()
-        order = torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-        first = last = 0.0
-        for _ in range(steps):
-            chosen = torch.randint(len(images), (batch,), generator=order).tolist()
-            told = [{k: v.to(device) for k, v in targets[i].items()} for i in chosen]
-            loss = sum(model.losses(images[chosen].to(device), told).values(), torch.zeros((), device=device))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-            optimizer.step()
-            schedule.step()
-            last = float(loss.detach())
-            first = first or last
-        return {**_score(model, _scenes(mode, part), device), "loss_share_left": last / first}
-
-    return kit.Arm(name, run, kit.macs(_Raw(network(arm)), 1, 3, SIDE, SIDE))
+    macs = kit.macs(_Raw(network(arm)), 1, 3, SIDE, SIDE)
+    return _digit_scenes.arm(name, lambda: network(arm), macs, SIZES[mode], device)
 
 
 def run(ctx) -> dict:
@@ -147,7 +89,7 @@ def run(ctx) -> dict:
     for name in list(ARMS)[1:]:
         figures[f"gain_ap50_of_{name.lower()}"] = found.effect(name)
         figures[f"gain_ap_of_{name.lower()}"] = found.effect(name, metric="ap")
-    figures["data_digest"] = kit.digest(*(s.file for s in _scenes(ctx.mode, "test").scenes))
+    figures["data_digest"] = _digit_scenes.digest(SIZES[ctx.mode])
     return figures
 
 

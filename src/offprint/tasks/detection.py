@@ -34,7 +34,7 @@ from offprint.tasks._average_precision import AveragePrecision, coco_box, target
 from offprint.tasks._detecting import Sizes, batch, detected, detected_in_tiles
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.loaders import SeededLoaders
-from offprint.tasks.pictures import left_out, pictures_in
+from offprint.tasks.pictures import left_out, normaliser, pictures_in
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result, sheet
 from offprint.tasks.running import Fitted, RecipeTask
@@ -107,21 +107,6 @@ class DetectionRecipe(Recipe):
 
 
 # -- samples ----------------------------------------------------------------------------------------------------------
-def _normaliser(preprocessing: Mapping[str, Any], channels: int) -> Callable[[Tensor], Tensor]:
-    """(3, H, W) uint8 to the normalised image that the network takes."""
-    mean, std = (
-        torch.tensor(preprocessing.get(k, d))[:, None, None] for k, d in (("mean", (0.0,) * 3), ("std", (1.0,) * 3))
-    )
-    if channels not in (1, 3):
-        raise DataError(f"pictures have 1 or 3 channels, the model takes {channels}")
-
-    def apply(picture: Tensor) -> Tensor:
-        x = (picture.float() / 255 - mean) / std
-        return x if channels == 3 else x.mean(0, keepdim=True)
-
-    return apply
-
-
 class _Training:
     """From a picture and its objects to a training sample: mirrored, coloured, at a size that is drawn, without crowds."""
 
@@ -491,7 +476,7 @@ class ObjectDetection(Task):
 
     def _parts(self, job: Job) -> tuple[Callable, Sizes]:
         network: Any = job.network
-        normalise = _normaliser(job.how.pictures(job.entry.preprocessing), getattr(network, "in_chans", 3))
+        normalise = normaliser(job.how.pictures(job.entry.preprocessing), getattr(network, "in_chans", 3))
         return normalise, _sizes(network, job.settled)
 
     def module(self, job: Job) -> Detection:
@@ -598,7 +583,7 @@ class ObjectDetection(Task):
         model: Any = ready.model
         settled = ready.about if not side else {"short": side, "longest": round(side * 1333 / 800)}
         normalise, sizes = (
-            _normaliser(ready.about["preprocessing"], getattr(model, "in_chans", 3)),
+            normaliser(ready.about["preprocessing"], getattr(model, "in_chans", 3)),
             _sizes(model, settled),
         )
 

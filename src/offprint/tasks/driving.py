@@ -322,10 +322,7 @@ class DrivingTask(Task):
             object_score: score from which a box goes on with one.
             baselines: a json of score names and their values of single-task networks, lists; see offprint.models.detection.vtdnet.vtda.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(f"{ready.name} comes from no run, so it has no data of its own; give --data")
+        data = self.own_source(ready) if data is None else data
         if part not in ("train", "val"):
             raise OffprintError(f"part={part!r}; choose train or val")
         frames = self.open(

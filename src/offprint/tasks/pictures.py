@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from offprint.data.images import EXTENSIONS, ImageSplits, Subset
@@ -102,3 +104,18 @@ def left_out(reasons: Sequence[str], shown: int = 5) -> list[str]:
         return []
     more = len(reasons) - shown
     return [f"{len(reasons)} left out", *reasons[:shown], *([f"and {more} more"] if more > 0 else [])]
+
+
+def normaliser(preprocessing: Mapping[str, Any], channels: int) -> Callable[[Tensor], Tensor]:
+    """(3, H, W) uint8 to the normalised image that the network takes."""
+    mean, std = (
+        torch.tensor(preprocessing.get(k, d))[:, None, None] for k, d in (("mean", (0.0,) * 3), ("std", (1.0,) * 3))
+    )
+    if channels not in (1, 3):
+        raise DataError(f"pictures have 1 or 3 channels, the model takes {channels}")
+
+    def apply(picture: Tensor) -> Tensor:
+        x = (picture.float() / 255 - mean) / std
+        return x if channels == 3 else x.mean(0, keepdim=True)
+
+    return apply

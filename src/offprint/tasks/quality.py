@@ -450,7 +450,7 @@ class QualityAssessment(Task):
             pieces = [(x[None], None if reference is None else reference[None])]
         found = [model.distribution(a.to(like), None if b is None else b.to(like))[1] for a, b in pieces]
         shares = torch.stack(found).mean(0)
-        return float(opinion_score(shares) if shares.shape[-1] > 1 else shares), len(pieces)
+        return float(opinion_score(shares)), len(pieces)
 
     def sample(self, ready: Ready) -> Any:
         return ready.model.example_input()

@@ -28,7 +28,7 @@ from offprint.models.registry import Entry, entry
 from offprint.nn.region_losses import LOSSES, region_loss
 from offprint.tasks.contract import Job, Ready, Task, register_task
 from offprint.tasks.loaders import SeededLoaders
-from offprint.tasks.pictures import left_out, pictures_in
+from offprint.tasks.pictures import left_out, normaliser, pictures_in
 from offprint.tasks.recipe import Recipe
 from offprint.tasks.results import Figures, Result, sheet
 from offprint.tasks.running import Fitted, RecipeTask
@@ -189,7 +189,7 @@ class _Prepared:
         self.crop = v2.RandomCrop((size, size), pad_if_needed=True, fill=fill)  # type: ignore[arg-type]
         self.flip = v2.RandomHorizontalFlip() if recipe.flip else None
         self.colour = v2.ColorJitter(*[recipe.color_jitter] * 3) if recipe.color_jitter else None
-        self.last = _normalise(preprocessing, channels)
+        self.last = normaliser(preprocessing, channels)
 
     def __call__(self, picture, mask) -> tuple[Tensor, Tensor]:
         factor = float(torch.empty(()).uniform_(*self.scale))
@@ -203,26 +203,11 @@ class _Prepared:
         return self.last(picture.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).long()
 
 
-def _normalise(preprocessing: Mapping[str, Any], channels: int) -> Callable[[Tensor], Tensor]:
-    """(3, H, W) uint8 to the normalised image that the network takes."""
-    mean, std = (
-        torch.tensor(preprocessing.get(k, d))[:, None, None] for k, d in (("mean", (0.0,) * 3), ("std", (1.0,) * 3))
-    )
-    if channels not in (1, 3):
-        raise DataError(f"pictures have 1 or 3 channels, the model takes {channels}")
-
-    def apply(picture: Tensor) -> Tensor:
-        x = (picture.float() / 255 - mean) / std
-        return x if channels == 3 else x.mean(0, keepdim=True)
-
-    return apply
-
-
 class _Evaluated:
     """A whole picture, normalised, and its mask."""
 
     def __init__(self, preprocessing: Mapping[str, Any], channels: int):
-        self.last = _normalise(preprocessing, channels)
+        self.last = normaliser(preprocessing, channels)
 
     def __call__(self, picture, mask) -> tuple[Tensor, Tensor]:
         return self.last(picture.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).long()
@@ -604,7 +589,7 @@ class ImageSegmentation(Task):
         """
         files, reasons, classes = pictures_in(inputs), [], known_classes(ready)
         apply, device = (
-            _normalise(ready.about["preprocessing"], _channels(ready)),
+            normaliser(ready.about["preprocessing"], _channels(ready)),
             next(ready.model.parameters()).device,
         )
         if not 0 <= overlap < 1:

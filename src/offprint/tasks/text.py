@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from offprint.data.reading import read_picture
-from offprint.data.text_polygons import SAMPLE, TextPicture, TextPictures, open_text
+from offprint.data.text_polygons import TextPicture, TextPictures, open_text
 from offprint.errors import DataError, OffprintError, need
 from offprint.files import atomic_write
 from offprint.models.checkpoint import load_weights
@@ -505,12 +505,7 @@ class TextDetection(Task):
             test_size: longer side of the pictures in pixels; 0 is the run's.
             text_repr: poly or quad; default the model's setting.
         """
-        if data is None:
-            data = ready.about.get("source")
-            if ready.folder is None or not data:
-                raise OffprintError(
-                    f"{ready.name} comes from no run, so it has no data of its own; give --data, or {SAMPLE}"
-                )
+        data = self.own_source(ready) if data is None else data
         pictures = self.open(data, seed=int(ready.about.get("seed", 0)), **_held(ready, data))
         parts = {"train": pictures.train, "val": pictures.val, "all": [*pictures.train, *pictures.val]}
         if part not in parts:

@@ -247,7 +247,6 @@ class CFANet(nn.Module):
         self.w_emb = nn.Parameter(nn.init.trunc_normal_(torch.empty(1, inter_dim // 2, 1, 32), std=0.02))
         self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD)[:, None, None], persistent=False)
-        self.register_buffer("classes", torch.arange(1.0, num_classes + 1), persistent=False)
         for part in (self.sa_attn_blks, self.attn_blks, self.attn_pool):
             for module in part.modules():
                 if isinstance(module, nn.Linear):
@@ -310,8 +309,7 @@ class CFANet(nn.Module):
         found = self.score_linear(self.attn_pool(query).mean(1))
         if not self.training and self.num_crop > 1:
             found = found.view(self.num_crop, batch, -1).mean(0)
-        score = (found * self.classes.to(found)).sum(-1, keepdim=True)
-        return score, found
+        return opinion_score(found), found
 
     def forward(self, x: Tensor, reference: Tensor | None = None) -> Tensor:
         """Scores (B, 1) of pictures (B, 3, H, W) in [0, 1]; with a reference, of ``x`` as a copy of it."""
